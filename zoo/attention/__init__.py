@@ -1,0 +1,1 @@
+"""Attentions: one file for each part of `registry/attention.yaml`."""

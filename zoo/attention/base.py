@@ -1,0 +1,100 @@
+"""What all attention parts share: the projections, and the fields that describe them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from zoo import kernel
+from zoo.config import Config, Problem, Slot
+from zoo.config.base import PositiveInt, Probability
+from zoo.layout import Layout
+from zoo.registry import make
+
+
+class AttentionConfig(Config):
+    """Fields of every attention; they survive when an override changes its type."""
+
+    kind: ClassVar[str] = "attention"
+
+    heads: PositiveInt
+    """How many heads look at the tokens independently."""
+    kv_heads: PositiveInt | None = None
+    """How many heads of keys and values; each serves heads / kv_heads query heads (default: heads)."""
+    head_size: PositiveInt | None = None
+    """Size of one head (default: width / heads)."""
+    bias: bool = True
+    """Whether the query, key and value projections have a bias."""
+    output_bias: bool = True
+    """Whether the output projection has a bias."""
+    qk_norm: Annotated[Config | None, Slot("norm", optional=True)] = None
+    """A norm over each head's queries and keys (one for each of the two)."""
+    output_norm: Annotated[Config | None, Slot("norm", optional=True)] = None
+    """A norm over the joined heads, before the output projection."""
+    scale: Annotated[float, Field(gt=0)] | None = None
+    """What the scores are multiplied by (default: 1 / sqrt(head_size))."""
+    causal: bool = False
+    """Whether a token sees only itself and the tokens before it."""
+    dropout: Probability = 0.0
+    """Share of attention weights dropped in training."""
+
+    def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
+        if self.head_size is None and width % self.heads:
+            near = [heads for heads in range(1, width + 1) if width % heads == 0]
+            best = min(near, key=lambda heads: abs(heads - self.heads))
+            yield ("heads",), f"width {width} is not divisible by {self.heads} heads; {best} would do, or set head_size"
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            yield ("kv_heads",), f"{self.heads} heads cannot share {self.kv_heads} heads of keys and values evenly"
+
+
+class Attention(nn.Module):
+    """Projections and output of multi-head attention; a part says who attends to whom in `attend`."""
+
+    def __init__(self, config: AttentionConfig, *, width: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
+        self.head_size = config.head_size or width // config.heads
+        self.scale = config.scale or self.head_size**-0.5
+        self.dropout, self.causal = config.dropout, config.causal
+        inner, kv_inner = self.heads * self.head_size, self.kv_heads * self.head_size
+        self.query = kernel.Linear(width, inner, config.bias)
+        self.key = kernel.Linear(width, kv_inner, config.bias)
+        self.value = kernel.Linear(width, kv_inner, config.bias)
+        self.query_norm = make(config.qk_norm, width=self.head_size)
+        self.key_norm = make(config.qk_norm, width=self.head_size)
+        self.output_norm = make(config.output_norm, width=inner)
+        self.output = kernel.Linear(inner, width, config.output_bias)
+
+    def forward(
+        self, x: Tensor, layout: Layout, *, memory: Tensor | None = None, weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends from `x` (batch, tokens, width) to itself, or to `memory` (batch, others, width).
+
+        Returns:
+            The output (batch, tokens, width) and, if asked for, the attention weights
+            (batch, heads, tokens, others) as they are before dropout.
+        """
+        if memory is None:
+            query, key, value = kernel.project(x, self.query, self.key, self.value)
+        else:
+            (query,), (key, value) = kernel.project(x, self.query), kernel.project(memory, self.key, self.value)
+        query, key, value = (self._split(each) for each in (query, key, value))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        mixed, seen = self.attend(query, key, value, layout, weights)
+        joined = mixed.transpose(1, 2).flatten(2)
+        if self.output_norm is not None:
+            joined = self.output_norm(joined)
+        return self.output(joined), seen
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mixes the values: (batch, heads, tokens, head_size) each, in and out."""
+        raise NotImplementedError(f"{type(self).__name__} does not say who attends to whom")
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)

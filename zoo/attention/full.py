@@ -1,0 +1,35 @@
+"""Attention of every token to every token."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from zoo import kernel
+from zoo.attention.base import Attention, AttentionConfig
+from zoo.kernel.weights import attention_weights
+from zoo.layout import Layout
+
+
+class FullAttention(Attention):
+    """Every token attends to every token (or, if causal, to itself and those before it).
+
+    Multi-head, grouped-query and multi-query attention by `kv_heads`. Papers: Vaswani et al. 2017,
+    https://arxiv.org/abs/1706.03762; Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
+    Shapes: (batch, tokens, width) -> (batch, tokens, width). Cost: O(tokens^2 x width) time; the
+    fused kernel keeps memory at O(tokens x width).
+    """
+
+    class Config(AttentionConfig):
+        """Config of `full` attention."""
+
+        type: Literal["full"] = "full"
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        options = {"mask": layout.mask, "causal": self.causal, "scale": self.scale}
+        seen = attention_weights(query, key, **options) if weights else None
+        dropout = self.dropout if self.training else 0.0
+        return kernel.attention(query, key, value, dropout=dropout, **options), seen

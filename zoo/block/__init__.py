@@ -1,0 +1,1 @@
+"""Blocks: one file for each part of `registry/block.yaml`."""

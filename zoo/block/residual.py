@@ -1,0 +1,96 @@
+"""The residual block of attention and feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.block.base import BlockConfig
+from zoo.block.drop_path import DropPath
+from zoo.config import Config, Problem, Slot, within
+from zoo.config.base import Probability
+from zoo.layout import Layout
+from zoo.registry import make
+
+
+class ResidualBlock(nn.Module):
+    """Attention and feed-forward, each a branch that is added to the tokens; the norm stands where `order` says.
+
+    Papers: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762 (post-norm); Xiong et al. 2020,
+    https://arxiv.org/abs/2002.04745 (pre-norm); Touvron et al. 2021, https://arxiv.org/abs/2103.17239
+    (layer scale); Liu et al. 2022, https://arxiv.org/abs/2111.09883 (norm of the branch).
+    Shapes: (batch, tokens, width) -> (batch, tokens, width).
+    """
+
+    class Config(BlockConfig):
+        """Config of the `residual` block."""
+
+        type: Literal["residual"] = "residual"
+        order: Literal["pre", "post", "branch"] = "pre"
+        """Where the norm stands: pre is x + f(norm(x)), post is norm(x + f(x)), branch is x + norm(f(x))."""
+        norm: Annotated[Config, Slot("norm", default="layer-norm")]
+        """The norm; the two branches have one each."""
+        attention: Annotated[Config, Slot("attention", default="full")]
+        """The attention."""
+        feedforward: Annotated[Config, Slot("feedforward", default="mlp")]
+        """The feed-forward."""
+        dropout: Probability = 0.0
+        """Share of each branch's output dropped in training, before it is added."""
+        layer_scale: float | None = None
+        """Fresh value of a learned factor for each channel of a branch's output; null for no such factor."""
+
+        def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
+            yield from within("norm", self.norm.problems(width=width, **context))
+            yield from within("attention", self.attention.problems(width=width, **context))
+            yield from within("feedforward", self.feedforward.problems(width=width, **context))
+
+    def __init__(self, config: Config, *, width: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.order = config.order
+        self.attention_norm = make(config.norm, width=width)
+        self.attention = make(config.attention, width=width)
+        self.attention_scale = LayerScale(width, config.layer_scale)
+        self.feedforward_norm = make(config.norm, width=width)
+        self.feedforward = make(config.feedforward, width=width)
+        self.feedforward_scale = LayerScale(width, config.layer_scale)
+        self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, layout: Layout, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The tokens after this block and, if asked for, the attention weights (batch, heads, tokens, tokens)."""
+        mixed, seen = self.attention(self._before(x, self.attention_norm), layout, weights=weights)
+        x = self._add(x, mixed, self.attention_scale, self.attention_norm)
+        changed = self.feedforward(self._before(x, self.feedforward_norm))
+        return self._add(x, changed, self.feedforward_scale, self.feedforward_norm), seen
+
+    def _before(self, x: Tensor, norm: nn.Module) -> Tensor:
+        normed: Tensor = norm(x) if self.order == "pre" else x
+        return normed
+
+    def _add(self, x: Tensor, branch: Tensor, scale: nn.Module, norm: nn.Module) -> Tensor:
+        if self.order == "branch":
+            branch = norm(branch)
+        x = x + self.drop_path(scale(self.dropout(branch)))
+        return norm(x) if self.order == "post" else x
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel; nothing at all where its fresh value is None."""
+
+    def __init__(self, width: int, fresh: float | None) -> None:
+        super().__init__()
+        self.fresh = fresh
+        self.weight = None if fresh is None else nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.weight is None else x * self.weight
+
+    def initialize(self, init: Any) -> None:
+        if self.weight is not None and self.fresh is not None:
+            nn.init.constant_(self.weight, self.fresh)
+
+    def extra_repr(self) -> str:
+        return f"fresh={self.fresh}"

@@ -1,0 +1,96 @@
+"""What a reference family is: how another library describes and spells a kind of model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, ClassVar
+
+from zoo.checkpoint.rules import Rule, expand
+from zoo.errors import ConfigError, WeightsError
+
+
+class Family(ABC):
+    """One family of models of another library: its config and its tensors, both ways."""
+
+    library: ClassVar[str]
+    """The library that opens such folders: "transformers" or "timm"."""
+    prefix: ClassVar[str] = ""
+    """What stands in front of the body's names where the file holds a head as well."""
+    ignored: ClassVar[Mapping[str, str]] = {}
+    """Tensors on disk that are known and dropped: {pattern with *: reason}."""
+    taps: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Modules of the reference and of ours that give the same values: (theirs, ours), with {n}."""
+
+    @abstractmethod
+    def recognises(self, values: Mapping[str, Any]) -> bool:
+        """Whether a `config.json` with these values belongs to this family."""
+
+    @abstractmethod
+    def read_config(self, values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+        """Our fields for their config; `names` are the tensors that lie beside it.
+
+        Raises:
+            ConfigError: a field that we do not support; the message names it.
+        """
+
+    @abstractmethod
+    def write_config(self, config: Any) -> dict[str, Any]:
+        """Their config for ours.
+
+        Raises:
+            ConfigError: the family has no such model; the message names our field.
+        """
+
+    @abstractmethod
+    def rules(self, config: Any) -> Iterable[Rule]:
+        """Their names and ours, for everything that a model of this config may have."""
+
+    def table(self, config: Any, ours: Iterable[str]) -> list[Rule]:
+        """The rules for a model with the tensors `ours`."""
+        return expand(self.rules(config), config.stack.depth, ours)
+
+    def plain_names(self, names: Iterable[str]) -> dict[str, str]:
+        """The names on disk by the names the rules use: with the prefix, whether the file has it or not.
+
+        Raises:
+            WeightsError: two names on disk mean the same tensor.
+        """
+        return plain_names(names, self.prefix, self.heads)
+
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Starts of names that never carry the prefix."""
+
+
+def plain_names(names: Iterable[str], prefix: str, heads: tuple[str, ...]) -> dict[str, str]:
+    """See `Family.plain_names`."""
+    plain: dict[str, str] = {}
+    for name in names:
+        body = name if name.startswith((prefix, *heads)) else prefix + name
+        if body in plain:
+            raise WeightsError(f"two sources for one tensor: {plain[body]} and {name}")
+        plain[body] = name
+    return plain
+
+
+class Wanted:
+    """Checks, while a config of ours is written as theirs, that theirs can say it."""
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+
+    def expect(self, path: str, value: Any, *allowed: Any) -> None:
+        """Raises unless `value`, found at `path` of our config, is one of `allowed`."""
+        if value not in allowed:
+            known = " or ".join("none" if each is None else repr(each) for each in allowed)
+            got = getattr(value, "type", value)
+            raise ConfigError(f"{path}: {self.family} has no model with {got!r} here, only {known}")
+
+    def part(self, path: str, part: Any, *types: str | None) -> None:
+        """Raises unless the part in a slot has one of these types."""
+        self.expect(path, None if part is None else part.type, *types)
+
+    def equal(self, path: str, value: Any, other: str, expected: Any) -> None:
+        """Raises unless two places of our config agree."""
+        if value != expected:
+            raise ConfigError(f"{path}: {self.family} has no model where it differs from {other}")

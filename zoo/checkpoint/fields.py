@@ -1,0 +1,114 @@
+"""Reading another library's config exhaustively: each field is used, checked or ignored for a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.errors import ConfigError, one_of
+
+_NEEDED = object()
+
+
+class Fields:
+    """The fields of a config that is not ours; every one has to be accounted for.
+
+    Args:
+        values: the config as read.
+        place: what an error calls it.
+        ignored: fields without influence on what the model computes, each with the reason.
+    """
+
+    def __init__(self, values: Mapping[str, Any], place: str, ignored: Mapping[str, str]) -> None:
+        self.values, self.place = dict(values), place
+        self.left = set(self.values) - set(ignored)
+
+    def take(self, name: str, default: Any = _NEEDED) -> Any:
+        """The value of a field; `default` is what the reference means where it is absent."""
+        self.left.discard(name)
+        value = self.values.get(name, default)
+        if value is _NEEDED:
+            raise self.error(name, "missing")
+        return value
+
+    def number(self, name: str, default: Any = _NEEDED, whole: bool = True) -> Any:
+        """A number, as `take`."""
+        value = self.take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise self.error(name, f"expected a {'whole ' if whole else ''}number, got {value!r}")
+        return value
+
+    def flag(self, name: str, default: Any = _NEEDED) -> bool:
+        """A truth value, as `take`."""
+        value = self.take(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, f"expected true or false, got {value!r}")
+        return value
+
+    def choice(self, name: str, choices: Mapping[Any, Any], default: Any = _NEEDED) -> Any:
+        """What the value stands for among `choices`."""
+        value = self.take(name, default)
+        if not isinstance(value, (str, bool, int, float, type(None))) or value not in choices:
+            raise self.error(name, f"{value!r} is not supported; expected {one_of(choices)}")
+        return choices[value]
+
+    def require(self, name: str, *allowed: Any, why: str) -> None:
+        """Checks a field whose other values we do not support."""
+        if name in self.values and self.take(name) not in allowed:
+            raise self.error(name, f"{self.values[name]!r} is not supported: {why}")
+
+    def finish(self) -> None:
+        """Refuses whatever has not been accounted for."""
+        if self.left:
+            shown = ", ".join(f"{name}={self.values[name]!r:.60}" for name in sorted(self.left))
+            raise ConfigError(f"{self.place}: not supported: {shown}")
+
+    def error(self, name: str, message: str) -> ConfigError:
+        return ConfigError(f"{self.place}: {name}: {message}")
+
+
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh",
+    "gelu_python_tanh": "gelu-tanh", "gelu_fast": "gelu-tanh", "gelu_accurate": "gelu-tanh",
+    "quick_gelu": "quick-gelu", "relu": "relu", "silu": "silu", "swish": "silu",
+    "tanh": "tanh", "sigmoid": "sigmoid", "linear": "identity",
+}  # fmt: skip
+"""Hugging Face's names of activations. The ways to write the tanh approximation differ by less than 1e-10."""
+
+HUGGING_FACE_IGNORED = {
+    "architectures": "read beside the fields",
+    "model_type": "read beside the fields",
+    "transformers_version": "who wrote the file",
+    "_name_or_path": "where it came from",
+    "name_or_path": "where it came from",
+    "_commit_hash": "where it came from",
+    "dtype": "the tensors carry their type",
+    "torch_dtype": "the tensors carry their type",
+    "initializer_range": "read beside the fields",
+    "id2label": "read beside the fields",
+    "label2id": "the inverse of id2label",
+    "num_labels": "read beside the fields",
+    "problem_type": "the loss is the task's",
+    "finetuning_task": "a note",
+    "return_dict": "the form of the output",
+    "output_hidden_states": "an argument of the call here",
+    "output_attentions": "an argument of the call here",
+    "use_cache": "an argument of the call here",
+    "attn_implementation": "which kernel computes, not what",
+    "_attn_implementation": "which kernel computes, not what",
+    "_attn_implementation_autoset": "which kernel computes, not what",
+    "torchscript": "how the model is exported",
+    "chunk_size_feed_forward": "splits a product without changing it",
+    "gradient_checkpointing": "memory of training",
+}
+
+
+def labels(values: Mapping[str, Any], default: int = 2) -> tuple[int, list[str] | None]:
+    """How many classes a Hugging Face config has, and their names if they have any."""
+    names = values.get("id2label")
+    if not isinstance(names, Mapping):
+        count = values.get("num_labels")
+        return (count if isinstance(count, int) else default), None
+    ordered = [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    plain = ordered == [f"LABEL_{number}" for number in range(len(ordered))]
+    return len(ordered), None if plain else ordered

@@ -1,0 +1,173 @@
+"""Weights into a model: mapped from the file, assigned without a copy, every tensor accounted for."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.checkpoint import rules
+from zoo.checkpoint.locate import Found, locate
+from zoo.checkpoint.report import LoadReport
+from zoo.config.resolve import merge_overrides, resolve, resolve_unchanged, validate
+from zoo.errors import WeightsError
+from zoo.model.base import Model
+from zoo.model.construct import on_meta, read_device, read_dtype
+
+
+def load_model(source: str | Path, overrides: Mapping[str, Any] | None, device: Any, dtype: Any) -> Model:
+    """See `zoo.load`."""
+    found = locate(source)
+    own = validate(found.fields, found.place)
+    wanted = validate(merge_overrides(found.fields, overrides), found.place) if overrides else own
+    return _fill(found, own, wanted, own, device, dtype)
+
+
+def put_weights(
+    model: Any, overrides: Mapping[str, Any] | None, source: str | Path, device: Any, dtype: Any
+) -> Model:
+    """See `zoo.build` with weights."""
+    wanted = resolve(model, overrides)
+    found = locate(source)
+    return _fill(found, validate(found.fields, found.place), wanted, resolve_unchanged(model), device, dtype).train()
+
+
+def _fill(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dtype: Any) -> Model:
+    """The model `wanted` with what was found; what differs from `unchanged` may differ from the file."""
+    report = LoadReport(found.place)
+    source, model = on_meta(own), on_meta(wanted)
+    tensors = _read(found, own, source, report)
+    allowed = source if unchanged == own else on_meta(unchanged)
+    fitted = _fit(tensors, source, model, allowed, report)
+    where, kind = read_device(device), read_dtype(dtype) or _common_type(found, fitted)
+    fresh = [name for name, _ in model.named_parameters() if name not in fitted]
+    for name in fresh:
+        _set(model, name, torch.empty_like(model.get_parameter(name), device="cpu"))
+    if fresh:
+        model.initialize_weights()  # what is still on the meta device is passed over
+    for name, tensor in fitted.items():
+        _set(model, name, tensor)
+    model.load_report = report
+    return model.to(device=where, dtype=kind)
+
+
+def _read(found: Found, own: Any, source: Model, report: LoadReport) -> dict[str, Tensor]:
+    """The file's tensors under our names, complete and of the shapes that its own config asks for."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in source.named_parameters()}
+    if found.family is None:
+        table, names = [rules.rule(name, name) for name in shapes], {name: name for name in found.stored}
+        ignored: Mapping[str, str] = {}
+    else:
+        table, ignored = found.family.table(own, shapes), found.family.ignored
+        names = found.family.plain_names(found.stored)
+    used = {name for entry in table for name in entry.theirs}
+    problems = [f"missing: {name}" for name in sorted(used - set(names))]
+    for name in sorted(set(names) - used):
+        reason = next((why for pattern, why in ignored.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        if reason is None:
+            problems.append(f"unexpected: {names[name]} {list(found.stored[names[name]].shape)}")
+        else:
+            report.add("ignored", names[name], reason)
+    for entry in table:
+        present = all(name in names for name in entry.theirs)
+        problems += _misfits(entry, found, names, shapes) if present else []
+    if problems:
+        raise WeightsError(_listed(f"{found.place}: the tensors do not fit the config beside them", problems))
+    tensors = rules.read(table, lambda name: found.stored[names[name]].fetch(names[name]), shapes)
+    for entry in table:
+        same = found.family is None
+        for name in entry.ours:
+            report.add("loaded" if same else "renamed", name, "" if same else f"from {names[entry.theirs[0]]}")
+    return tensors
+
+
+def _misfits(entry: rules.Rule, found: Found, names: Mapping[str, str], shapes: Mapping[str, Any]) -> list[str]:
+    meta = [torch.empty(shapes[name], device="meta") for name in entry.ours]
+    problems = []
+    for name, expected in zip(entry.theirs, entry.operation.write(meta)):
+        stored = found.stored[names[name]]
+        if stored.shape != tuple(expected.shape):
+            problems.append(f"shape: {names[name]} is {list(stored.shape)}, expected {list(expected.shape)}")
+        elif stored.dtype is None or not stored.dtype.is_floating_point:
+            problems.append(f"type: {names[name]} is {stored.dtype or 'of an unknown type'}, expected floats")
+    return problems
+
+
+def _fit(
+    tensors: dict[str, Tensor], source: Model, model: Model, allowed: Model, report: LoadReport
+) -> dict[str, Tensor]:
+    """The tensors that `model` takes over; differences that are not also ones from `allowed` are errors."""
+    theirs, ours = dict(source.named_parameters()), dict(model.named_parameters())
+    before = {name: parameter.shape for name, parameter in allowed.named_parameters()}
+    other_head = type(source.head) is not type(model.head)  # equal names would mean other things
+    head_asked = type(allowed.head) is not type(model.head)
+    fitted, problems = {}, []
+    for name, parameter in ours.items():
+        foreign = other_head and name.startswith("head.")
+        asked = before.get(name) != parameter.shape or (foreign and head_asked)
+        if name in theirs and not foreign and not _changed(name, source, model):
+            fitted[name] = tensors[name]
+            continue
+        adapted = _adapt(name, tensors[name], source, model) if name in theirs and not foreign else None
+        if not asked:
+            what = f"{list(theirs[name].shape)} there, {list(parameter.shape)} here" if name in theirs else "not there"
+            problems.append(f"{name}: {what}")
+        elif adapted is not None:
+            fitted[name] = adapted[0]
+            report.add("resized", name, adapted[1])
+        elif name in theirs and not foreign and not name.startswith("head."):
+            problems.append(f"{name}: {list(theirs[name].shape)} cannot become {list(parameter.shape)}")
+        else:
+            why = f"{list(theirs[name].shape)} became {list(parameter.shape)}" if name in theirs else "new here"
+            report.add("re-initialised", name, why)
+    for name in theirs:
+        if name not in ours or (other_head and name.startswith("head.")):
+            if name not in ours and name not in before:
+                problems.append(f"{name}: there, but not in this model")
+            report.add("ignored", name, "no part of this model")
+    if problems:
+        what = f"{report.place}: these weights are not those of the model, and no override asked for the difference"
+        raise WeightsError(_listed(what, problems))
+    replaced = {entry.name for entry in report.of("resized") + report.of("re-initialised") + report.of("ignored")}
+    report.entries = [e for e in report.entries if e.status not in ("loaded", "renamed") or e.name not in replaced]
+    return fitted
+
+
+def _changed(name: str, source: Model, model: Model) -> bool:
+    """Whether a tensor has another shape, or another meaning (a position table of another grid)."""
+    owner = name.rpartition(".")[0]
+    grids = [getattr(root.get_submodule(owner), "grid", None) for root in (source, model)]
+    return source.get_parameter(name).shape != model.get_parameter(name).shape or grids[0] != grids[1]
+
+
+def _adapt(name: str, tensor: Tensor, source: Model, model: Model) -> tuple[Tensor, str] | None:
+    """What the part that owns the tensor makes of one of another shape; None if it cannot."""
+    owner, _, attribute = name.rpartition(".")
+    ours = model.get_submodule(owner)
+    adapted = getattr(ours, "adapted", None)
+    result: tuple[Tensor, str] | None = adapted and adapted(attribute, tensor, source.get_submodule(owner))
+    return result
+
+
+def _common_type(found: Found, fitted: Mapping[str, Tensor]) -> torch.dtype:
+    kinds = {tensor.dtype for tensor in fitted.values()}
+    if len(kinds) > 1:
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise WeightsError(f"{found.place}: its tensors have several types ({names}); choose one, as in dtype='float32'")
+    return kinds.pop() if kinds else torch.get_default_dtype()
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    old = module._parameters[attribute]
+    setattr(module, attribute, nn.Parameter(tensor, requires_grad=old is None or old.requires_grad))
+
+
+def _listed(what: str, problems: list[str], limit: int = 40) -> str:
+    more = [f"  ... and {len(problems) - limit} more"] if len(problems) > limit else []
+    return "\n".join([f"{what}:", *(f"  {problem}" for problem in problems[:limit]), *more])

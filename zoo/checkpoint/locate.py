@@ -1,0 +1,136 @@
+"""Finding weights: a folder, a Lightning checkpoint, a pretrained name, a Hub id."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zoo.checkpoint.family import Family
+from zoo.checkpoint.tensors import Stored, open_folder, open_pickle
+from zoo.config.source import read_yaml
+from zoo.errors import ConfigError, UnknownNameError, WeightsError, did_you_mean, one_of
+from zoo.resources import folder as resource_folder
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+FORMAT = "zoo"
+
+
+class Found(NamedTuple):
+    """A config and its tensors, not read yet."""
+
+    place: str
+    fields: dict[str, Any]
+    """Our fields of the model found there."""
+    family: Family | None
+    """Whose names the tensors have; None for our own."""
+    stored: dict[str, Stored]
+
+
+def pretrained() -> dict[str, str]:
+    """The names of pretrained weights and their Hub ids."""
+    return dict(read_yaml(resource_folder("configs") / "pretrained.yaml"))
+
+
+def families() -> list[Family]:
+    """The reference families, by the names on the registry's page `family`."""
+    from zoo.checkpoint.huggingface_vit import HuggingFaceDeiT, HuggingFaceViT
+    from zoo.checkpoint.timm_vit import TimmViT
+
+    return [HuggingFaceViT(), HuggingFaceDeiT(), TimmViT()]
+
+
+def locate(source: str | Path) -> Found:
+    """What lies at `source`.
+
+    Raises:
+        UnknownNameError: neither a folder, a checkpoint, a pretrained name nor a Hub id.
+        WeightsError, ConfigError: what lies there cannot be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _open(path)
+    if path.is_file():
+        if path.suffix == ".ckpt":
+            return _open_checkpoint(path)
+        raise WeightsError(f"{path}: expected a folder or a Lightning checkpoint (.ckpt), not a single file")
+    name = str(source)
+    names = pretrained()
+    if name in names:
+        return _open(download(names[name]))
+    if _HUB_ID.fullmatch(name) and not name.startswith(".") and not path.parent.is_dir():
+        return _open(download(name))
+    hint = did_you_mean(name, names) or f"; pretrained names are {one_of(names)[7:]}"
+    raise UnknownNameError(f"{name!r} is no folder, .ckpt file, pretrained name or Hub id{hint}")
+
+
+def download(hub_id: str) -> Path:
+    """The local copy of a repository of the Hub: configs and weights only.
+
+    Raises:
+        WeightsError: it cannot be had, or the Hub not be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    repository, _, revision = hub_id.partition("@")
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(repository, revision=revision or None, allow_patterns=["pytorch_model*.bin*"])
+        return folder
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise WeightsError(f"{hub_id}: cannot be had from the Hub: {reason}") from None
+
+
+def _open(folder: Path) -> Found:
+    values = read_config_file(folder)
+    stored = open_folder(folder)
+    if values.get("format") == FORMAT:
+        return Found(str(folder), dict(values.get("model") or {}), None, stored)
+    family = recognise(values, str(folder))
+    return Found(str(folder), family.read_config(values, stored), family, stored)
+
+
+def recognise(values: dict[str, Any], place: str) -> Family:
+    """The family that a `config.json` belongs to.
+
+    Raises:
+        ConfigError: none that we know.
+    """
+    for family in families():
+        if family.recognises(values):
+            return family
+    kind = values.get("model_type") or values.get("architecture") or "unnamed"
+    raise ConfigError(f"{place}/config.json: models of type {kind!r} are not supported; expected vit, deit or timm's vit_*")
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a folder."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no config.json, so this is no folder of a model") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _open_checkpoint(path: Path) -> Found:
+    content = open_pickle(path)
+    text, state = content.get("zoo_model"), content.get("state_dict")
+    if not isinstance(text, str) or not isinstance(state, dict):
+        raise WeightsError(f"{path}: this checkpoint was not written by zoo: it holds no config of a model")
+    tensors = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    stored = {name: Stored(tuple(value.shape), value.dtype, tensors) for name, value in tensors.items()}
+    try:
+        fields = dict(json.loads(text))
+    except ValueError:
+        raise ConfigError(f"{path}: the config in this checkpoint is damaged") from None
+    return Found(str(path), fields, None, stored)

@@ -1,0 +1,113 @@
+"""The reversible table between a checkpoint's tensor names and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.errors import WeightsError
+
+Shape = tuple[int, ...]
+
+
+class Same:
+    """One tensor, taken as it is."""
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        """Their tensors as ours, which have these shapes; views of them wherever possible."""
+        return list(theirs)
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        """Our tensors as theirs."""
+        return list(ours)
+
+
+class Split(Same):
+    """One tensor of theirs holds several of ours, one after another along the first dimension."""
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return list(theirs[0].split([shape[0] for shape in shapes]))
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat(list(ours))]
+
+
+class Batched(Same):
+    """Theirs has a leading dimension of one that ours has not."""
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return [theirs[0][0]]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0][None]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Names on disk, our names, and what lies between; `{n}` stands for a layer's number."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    operation: Same = Same()
+
+    def at(self, layer: int) -> Rule:
+        """The rule for one layer."""
+        number = str(layer)
+        theirs, ours = (tuple(name.replace("{n}", number) for name in names) for names in (self.theirs, self.ours))
+        return Rule(theirs, ours, self.operation)
+
+
+def rule(theirs: str, *ours: str, operation: Same | None = None) -> Rule:
+    """`theirs` to `ours`; several of ours share one tensor of theirs unless `operation` says otherwise."""
+    return Rule((theirs,), ours, operation or (Split() if len(ours) > 1 else Same()))
+
+
+def module_rules(theirs: str, ours: str) -> list[Rule]:
+    """Weight and bias of a module, under equal names."""
+    return [rule(f"{theirs}.{name}", f"{ours}.{name}") for name in ("weight", "bias")]
+
+
+def expand(rules: Iterable[Rule], depth: int, ours: Iterable[str]) -> list[Rule]:
+    """The table for a model with these tensors: layers numbered, rules for what it lacks left out.
+
+    Raises:
+        WeightsError: two rules meet at one name, or a rule covers only some of its tensors.
+    """
+    names = set(ours)
+    table: list[Rule] = []
+    for each in rules:
+        numbered = [each.at(layer) for layer in range(depth)] if any("{n}" in name for name in each.ours) else [each]
+        table += [entry for entry in numbered if names.intersection(entry.ours)]
+    for side in ("theirs", "ours"):
+        seen = [name for entry in table for name in getattr(entry, side)]
+        twice = sorted({name for name in seen if seen.count(name) > 1}) if len(set(seen)) < len(seen) else []
+        if twice:
+            raise WeightsError(f"two rules for one tensor: {', '.join(twice)}")
+    for entry in table:
+        if not names.issuperset(entry.ours):
+            lacking = sorted(set(entry.ours) - names)
+            raise WeightsError(f"{entry.theirs[0]} holds {', '.join(entry.ours)}, but this model has no {', '.join(lacking)}")
+    return table
+
+
+def read(
+    table: Iterable[Rule], fetch: Callable[[str], Tensor], shapes: Mapping[str, Shape]
+) -> dict[str, Tensor]:
+    """Our tensors by name, made from theirs."""
+    ours: dict[str, Tensor] = {}
+    for entry in table:
+        made = entry.operation.read([fetch(name) for name in entry.theirs], [shapes[name] for name in entry.ours])
+        ours.update(zip(entry.ours, made))
+    return ours
+
+
+def write(table: Iterable[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors by name, made from ours."""
+    theirs: dict[str, Tensor] = {}
+    for entry in table:
+        made = entry.operation.write([ours[name] for name in entry.ours])
+        theirs.update(zip(entry.theirs, (tensor.contiguous() for tensor in made)))
+    return theirs

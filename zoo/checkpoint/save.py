@@ -1,0 +1,84 @@
+"""A model into a folder: ours, or one that another library opens. Each file appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zoo.checkpoint import rules
+from zoo.checkpoint.family import Family
+from zoo.checkpoint.locate import FORMAT, families
+from zoo.errors import ConfigError, UnknownNameError, WeightsError, did_you_mean
+from zoo.model.base import Model
+
+
+def save_model(model: Model, folder: Path) -> Path:
+    """See `zoo.save`."""
+    from zoo import __version__
+
+    values = {"format": FORMAT, "version": __version__, "model": model.config.model_dump(mode="json")}
+    return write_folder(folder, values, dict(model.named_parameters()))
+
+
+def export_model(model: Model, folder: Path, format: str) -> Path:
+    """See `zoo.export`."""
+    family, values = family_for(model.config, format)
+    parameters = dict(model.named_parameters())
+    return write_folder(folder, values, rules.write(family.table(model.config, parameters), parameters))
+
+
+def family_for(config: Any, library: str) -> tuple[Family, dict[str, Any]]:
+    """The family of a library that has such a model, and its config there.
+
+    Raises:
+        UnknownNameError: no such library.
+        ConfigError: none of its families has; the message gives the reason of the nearest one.
+    """
+    libraries = sorted({family.library for family in families()})
+    if library not in libraries:
+        raise UnknownNameError(f"format: {library!r} is not supported; expected {' or '.join(libraries)}{did_you_mean(library, libraries)}")
+    reasons = []
+    for family in families():
+        if family.library == library:
+            try:
+                return family, family.write_config(config)
+            except ConfigError as error:
+                reasons.append(str(error))
+    raise ConfigError(reasons[0])
+
+
+def write_folder(folder: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+    """Writes `model.safetensors` and `config.json`; what stood there before stays until the new file is whole."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        _replace(folder / "model.safetensors", lambda path: save_file(plain, path, metadata={"format": "pt"}))
+        text = json.dumps(values, indent=2) + "\n"
+        _replace(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, NotImplementedError):
+            raise WeightsError("a model on the meta device has no weights to save") from None
+        raise WeightsError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    return folder
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Writes beside `path` and renames, which is one step for whoever reads."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

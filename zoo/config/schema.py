@@ -1,0 +1,53 @@
+"""The JSON Schema of model and run files, every slot a union of the registered parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo import registry
+from zoo.config.base import Config
+
+
+def json_schema(kind: str = "model") -> dict[str, Any]:
+    """The schema of files that describe one part of `kind` (`model`, or `run`), for editors.
+
+    Nothing is required, since a file that extends another states only what differs.
+    """
+    definitions: dict[str, Any] = {}
+    for each in registry.kinds():
+        names = registry.list_components(each)
+        for name in names:
+            config: type[Config] = getattr(registry.part(each, name), "Config", None) or Config
+            definitions[f"{each}.{name}"] = _part_schema(config, registry.part(each, name), definitions)
+        choices = [{"enum": names}, *({"$ref": f"#/$defs/{each}.{name}"} for name in names)]
+        definitions[each] = {"anyOf": choices}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"zoo {kind}",
+        "$defs": definitions,
+        "anyOf": [{"$ref": f"#/$defs/{kind}.{name}"} for name in registry.list_components(kind)],
+    }
+
+
+def _part_schema(config: type[Config], part: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    schema = config.model_json_schema(mode="validation")
+    for name, nested in schema.pop("$defs", {}).items():
+        definitions.setdefault(name, _resolved(nested))
+    schema["description"] = (part.__doc__ or "").strip().partition("\n")[0]
+    schema = _resolved(schema)
+    if config.kind == "model":
+        schema["properties"]["extends"] = {"type": "string", "description": "The preset or file that this one changes."}
+    return schema
+
+
+def _resolved(schema: Any) -> Any:
+    """Slots as references to the union of their kind; no field required."""
+    if isinstance(schema, list):
+        return [_resolved(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "x-slot" in schema:
+        union = {"$ref": f"#/$defs/{schema['x-slot']}"}
+        rest = {key: value for key, value in schema.items() if key in ("description", "default", "title")}
+        return {"anyOf": [union, {"type": "null"}, {"const": "none"}], **rest} if schema["x-optional"] else {**union, **rest}
+    return {key: _resolved(value) for key, value in schema.items() if key != "required"}

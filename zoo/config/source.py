@@ -1,0 +1,144 @@
+"""Where configs come from: preset names, YAML files, and what they `extend`."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ConfigError, unknown
+from zoo.resources import folder
+
+if TYPE_CHECKING:
+    from zoo.config.base import Slot
+
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of the model presets that match a shell pattern: `zoo.list_models("vit*")`."""
+    return _presets("models", pattern)
+
+
+def list_runs(pattern: str = "*") -> list[str]:
+    """The names of the training runs that ship with zoo."""
+    return _presets("train", pattern)
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, by the rules of YAML 1.2.
+
+    `1e-5` is a number and `no` a word (PyYAML alone reads them as a word and as false), and a key
+    that stands twice is an error.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or no YAML; the message names file and line.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def parse_yaml(text: str, place: str = "") -> Any:
+    """As `read_yaml`, for a text; `place` stands in front of an error's message."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{place}:{mark.line + 1}" if mark and place else place
+        what = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{where}: no valid YAML: {what}" if where else f"no valid YAML: {what}") from None
+
+
+def read_source(name: str | Path, category: str, slot: Slot) -> dict[str, Any]:
+    """The merged fields of a preset or a YAML file, whatever it extends included; not yet validated."""
+    return _read(name, category, slot, seen=())[0]
+
+
+def parent_of(name: str | Path, category: str, slot: Slot) -> dict[str, Any] | None:
+    """The merged fields of what a YAML file extends; None if it extends nothing."""
+    return _read(name, category, slot, seen=())[1]
+
+
+def _read(name: str | Path, category: str, slot: Slot, seen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    from zoo.config.merge import merge
+
+    path = find(name, category)
+    if str(path) in seen:
+        raise ConfigError(f"{path}: extends itself: {' -> '.join(Path(step).name for step in (*seen, str(path)))}")
+    fields = read_yaml(path)
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"{path}: a config is a mapping of fields, not {type(fields).__name__}")
+    fields = {str(key): value for key, value in fields.items()}
+    parent_name = fields.pop("extends", None)
+    if parent_name is None:
+        return fields, None
+    if not isinstance(parent_name, str):
+        raise ConfigError(f"{path}: extends: expected the name of a preset or a file, got {parent_name!r}")
+    beside = path.parent / parent_name
+    parent, _ = _read(beside if beside.is_file() else parent_name, category, slot, (*seen, str(path)))
+    return merge(parent, fields, slot), parent
+
+
+def find(name: str | Path, category: str) -> Path:
+    """The YAML file of a preset's name, or of a path.
+
+    Raises:
+        UnknownNameError: neither a preset nor a file; the message gives the nearest preset.
+    """
+    text = str(name)
+    if isinstance(name, Path) or text.endswith((".yaml", ".yml")) or "/" in text:
+        path = Path(name)
+        if path.is_file():
+            return path
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        raise ConfigError(f"{path}: no such file" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if text in _presets(category, "*"):
+        return folder("configs") / category / f"{text}.yaml"
+    raise unknown({"models": "model", "train": "run"}[category], text, _presets(category, "*"))
+
+
+def _presets(category: str, pattern: str) -> list[str]:
+    names = sorted((file.stem for file in (folder("configs") / category).glob("*.yaml")), key=_natural)
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
+
+
+def _loader() -> Any:
+    import yaml
+
+    base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):  # type: ignore[misc, valid-type]
+        """YAML 1.2's idea of a number and of a truth value, and no key twice."""
+
+        yaml_implicit_resolvers = {
+            first: [
+                (tag, pattern) for tag, pattern in resolvers
+                if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+            ]
+            for first, resolvers in base.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for place, key in enumerate(keys):
+                if not isinstance(key, (str, int)):
+                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} cannot name a field", node.start_mark)
+                if key in keys[:place]:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", node.value[place][0].start_mark)
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+            return mapping
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^({_FLOAT.pattern})$"), list("-+0123456789."))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    return Loader

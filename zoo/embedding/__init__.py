@@ -1,0 +1,1 @@
+"""Embeddings: one file for each part of `registry/embedding.yaml`."""

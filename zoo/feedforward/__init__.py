@@ -1,0 +1,1 @@
+"""Feed-forwards: one file for each part of `registry/feedforward.yaml`."""

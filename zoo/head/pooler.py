@@ -1,0 +1,52 @@
+"""One vector for the whole input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from zoo import kernel
+from zoo.config import Config, Problem, Slot, within
+from zoo.config.base import PositiveInt
+from zoo.feedforward.base import known_activation
+from zoo.head.base import HeadConfig
+from zoo.layout import Layout
+from zoo.registry import make
+
+
+class Pooler(nn.Module):
+    """Pools the tokens, then a linear layer and an activation. Shapes: (batch, tokens, width) -> (batch, size).
+
+    Paper: Devlin et al. 2018, https://arxiv.org/abs/1810.04805 (the next-sentence vector).
+    """
+
+    class Config(HeadConfig):
+        """Config of the `pooler` head."""
+
+        type: Literal["pooler"] = "pooler"
+        size: PositiveInt | None = None
+        """Size of the vector (default: the width)."""
+        activation: str = "tanh"
+        """The non-linearity behind the linear layer."""
+        pool: Annotated[Config, Slot("pool", default="class-token")] = Field(default="class-token", validate_default=True)
+        """How the tokens become one vector."""
+
+        @field_validator("activation")
+        @classmethod
+        def _known_activation(cls, name: str) -> str:
+            return known_activation(name)
+
+        def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
+            yield from within("pool", self.pool.problems(width=width, **context))
+
+    def __init__(self, config: Config, *, width: int) -> None:
+        super().__init__()
+        self.pool = make(config.pool, width=width)
+        self.output = kernel.Linear(width, config.size or width)
+        self.activation = config.activation
+
+    def forward(self, x: Tensor, layout: Layout) -> dict[str, Tensor]:
+        return {"pooler_output": kernel.activation(self.activation)(self.output(self.pool(x, layout)))}

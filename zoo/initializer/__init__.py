@@ -1,0 +1,1 @@
+"""Initialisations: one file for each part of `registry/initializer.yaml`."""

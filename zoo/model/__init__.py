@@ -1,0 +1,1 @@
+"""Models: one file for each part of `registry/model.yaml`."""

@@ -1,0 +1,112 @@
+"""What all models share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from zoo.config import Config, Slot
+from zoo.errors import InputError, did_you_mean, one_of
+from zoo.registry import make
+
+Choice = "bool | Collection[int] | None"
+
+
+class ModelConfig(Config):
+    """Fields of every model."""
+
+    kind: ClassVar[str] = "model"
+
+    init: Annotated[Config, Slot("initializer", default="truncated-normal")] = Field(default="truncated-normal", validate_default=True)
+    """How fresh weights are drawn."""
+
+
+class Model(nn.Module):
+    """An assembly of parts, with the frozen config that describes it."""
+
+    config: Any
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def initialize_weights(self) -> None:
+        """Draws all weights afresh, by the recipe of the config."""
+        make(self.config.init)(self)
+
+    def gradient_checkpointing(self, enable: bool = True) -> None:
+        """Keeps only each block's input in training and computes the rest again in the backward pass."""
+        for module in self.modules():
+            if hasattr(module, "checkpointing"):
+                module.checkpointing = enable
+
+    def num_parameters(self) -> int:
+        """How many parameters the model has, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.parameters()).dtype
+
+
+def bind(inputs: tuple[Any, ...], named: dict[str, Any], names: tuple[str, ...], options: tuple[str, ...]) -> dict[str, Any]:
+    """The inputs of a call by name.
+
+    Raises:
+        InputError: an argument that the model does not know, too many inputs, or none.
+    """
+    if len(inputs) > len(names):
+        raise InputError(f"{len(inputs)} inputs given by position, but the model takes {one_of(names)}")
+    bound = dict(zip(names, inputs))
+    for name, value in named.items():
+        if name in bound:
+            raise InputError(f"{name} was given twice, by position and by name")
+        if name not in names + options:
+            if value is None:
+                continue  # an option that a caller passes on unset asks for nothing
+            hint = did_you_mean(name, names + options) or f"; it takes {', '.join(names + options)}"
+            raise InputError(f"{name}: this model cannot honour such an argument{hint}")
+        bound[name] = value
+    if bound.get(names[0]) is None:
+        raise InputError(f"{names[0]} is missing: this model reads {', '.join(names)}")
+    return bound
+
+
+def chosen(choice: Any, available: int, name: str) -> list[int]:
+    """The indices that `output_hidden_states` or `output_attentions` asks for: all, none, or a list.
+
+    Raises:
+        InputError: an index that the model does not have.
+    """
+    if choice is None or choice is False:
+        return []
+    if choice is True:
+        return list(range(available))
+    wanted = [index + available if index < 0 else index for index in choice]
+    for index, given in zip(wanted, choice):
+        if not 0 <= index < available:
+            raise InputError(f"{name}: {given} is none of 0 to {available - 1}")
+    return wanted
+
+
+def token_mask(attention_mask: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+    """(batch, tokens) with 1 for real tokens, as a boolean (batch, 1, 1, tokens); None where all are real.
+
+    Raises:
+        InputError: a mask of another shape.
+    """
+    if attention_mask is None:
+        return None
+    if tuple(attention_mask.shape) != shape:
+        raise InputError(f"attention_mask: expected shape {shape} (batch, tokens), got {tuple(attention_mask.shape)}")
+    return attention_mask.bool()[:, None, None, :]

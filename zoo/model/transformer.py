@@ -1,0 +1,87 @@
+"""The transformer: an embedding, a stack of blocks and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import model_validator
+from torch import Tensor
+
+from zoo.config import Config, Problem, Slot, within
+from zoo.config.base import raise_problems
+from zoo.model.base import Model, ModelConfig, bind, chosen, token_mask
+from zoo.output import TransformerOutput
+from zoo.registry import make
+
+
+class Transformer(Model):
+    """An embedding, a stack of blocks and a head: ViT, BERT, GPT and Swin are configs of this.
+
+    Papers: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, and those of the parts.
+    """
+
+    class Config(ModelConfig):
+        """Config of a `transformer`."""
+
+        type: Literal["transformer"] = "transformer"
+        embedding: Annotated[Config, Slot("embedding")]
+        """What turns inputs into tokens."""
+        stack: Annotated[Config, Slot("stack", default="uniform")]
+        """The blocks."""
+        head: Annotated[Config | None, Slot("head", optional=True)] = None
+        """What turns tokens into answers; without one the model gives its last hidden state."""
+
+        @model_validator(mode="after")
+        def _fits(self) -> Any:
+            raise_problems("transformer", self.problems())
+            return self
+
+        def problems(self, **context: Any) -> Iterator[Problem]:
+            width: int = getattr(self.stack, "output_width", None) or getattr(self.stack, "width")
+            class_token = getattr(self.embedding, "class_token", True)
+            yield from within("embedding", self.embedding.problems(width=getattr(self.stack, "width")))
+            yield from within("stack", self.stack.problems())
+            if self.head is not None:
+                yield from within("head", self.head.problems(width=width, class_token=class_token))
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.embedding = make(config.embedding, width=getattr(config.stack, "width"))
+        self.stack = make(config.stack)
+        self.head = make(config.head, width=self.stack.width)
+
+    def forward(
+        self,
+        *inputs: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: Any = False,
+        output_attentions: Any = False,
+        **named: Any,
+    ) -> TransformerOutput:
+        """Runs the model.
+
+        Args:
+            inputs, named: what the embedding reads, by position or by name: `pixel_values`
+                (batch, channels, height, width), and its options (`interpolate_pos_encoding`).
+            attention_mask: (batch, tokens), 1 for tokens that may be attended to.
+            output_hidden_states: all states, or a list of those wanted: 0 is the embedding, n is
+                what the n-th block gives, negative numbers count from the last.
+            output_attentions: attention weights of all layers, or of a list of layers from 0.
+
+        Raises:
+            InputError: an input that does not fit, or an argument that this model cannot honour.
+        """
+        given = bind(inputs, named, self.embedding.inputs, self.embedding.options)
+        x, layout = self.embedding(**given)
+        layout = layout._replace(mask=token_mask(attention_mask, (x.shape[0], x.shape[1])))
+        depth = len(self.stack.layers)
+        states = chosen(output_hidden_states, depth + 1, "output_hidden_states")
+        maps = chosen(output_attentions, depth, "output_attentions")
+        x, kept, seen = self.stack(x, layout, hidden_states=states, attentions=maps)
+        return TransformerOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(kept[index] for index in states) if states else None,
+            attentions=tuple(seen[index] for index in maps) if maps else None,
+            **(self.head(x, layout) if self.head is not None else {}),
+        )

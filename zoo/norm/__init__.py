@@ -1,0 +1,1 @@
+"""Norms: one file for each part of `registry/norm.yaml`."""

@@ -1,0 +1,30 @@
+"""Layer normalisation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from zoo import kernel
+from zoo.norm.base import NormConfig
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation over the width, with mean, deviation, weight and bias.
+
+    Paper: Ba et al. 2016, https://arxiv.org/abs/1607.06450. Shapes: (..., width) -> (..., width).
+    """
+
+    class Config(NormConfig):
+        """Config of `layer-norm`."""
+
+        type: Literal["layer-norm"] = "layer-norm"
+        bias: bool = True
+        """Whether a learned bias is added."""
+
+    def __init__(self, config: Config, *, width: int) -> None:
+        super().__init__(width, eps=config.eps, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernel.layer_norm(x, self.weight, self.bias, self.eps)

@@ -1,0 +1,34 @@
+"""Root-mean-square normalisation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo import kernel
+from zoo.norm.base import NormConfig
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the width: no mean is taken off and no bias added.
+
+    Paper: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467. Shapes: (..., width) -> (..., width).
+    """
+
+    class Config(NormConfig):
+        """Config of `rms-norm`."""
+
+        type: Literal["rms-norm"] = "rms-norm"
+
+    def __init__(self, config: Config, *, width: int) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernel.rms_norm(x, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -1,0 +1,22 @@
+"""What models return: typed named tuples with Hugging Face's names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class TransformerOutput(NamedTuple):
+    """The output of a transformer; what its head does not give, or nobody asked for, is None."""
+
+    last_hidden_state: Tensor | None = None
+    """(batch, tokens, width): the last block's tokens, after the final norm."""
+    pooler_output: Tensor | None = None
+    """(batch, size): what a pooler head gives."""
+    logits: Tensor | None = None
+    """(batch, classes): what a classifier head gives."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """The tokens before the first and after each block, before the final norm; (batch, tokens, width) each."""
+    attentions: tuple[Tensor, ...] | None = None
+    """The attention weights of the layers; (batch, heads, tokens, tokens) each."""

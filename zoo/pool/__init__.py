@@ -1,0 +1,1 @@
+"""Pools: one file for each part of `registry/pool.yaml`."""

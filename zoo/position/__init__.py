@@ -1,0 +1,1 @@
+"""Positions: one file for each part of `registry/position.yaml`."""

@@ -1,0 +1,94 @@
+"""A learned table of positions."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.errors import InputError
+from zoo.layout import Layout
+from zoo.position.base import PositionConfig
+
+
+class LearnedPosition(nn.Module):
+    """A learned vector for each position, added to the tokens; resampled where images change size.
+
+    Paper: Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929, section 3.1 and appendix D.4.
+    Shapes: (batch, tokens, width) -> (batch, tokens, width).
+    """
+
+    class Config(PositionConfig):
+        """Config of `learned` positions."""
+
+        type: Literal["learned"] = "learned"
+        resample: Literal["bicubic", "bicubic-antialias"] = "bicubic"
+        """How the table becomes that of another grid: plain bicubic in the table's own precision, or
+        bicubic with an antialiasing filter in float32."""
+        square: bool = False
+        """Read the table as a square grid when it is resampled, whatever the shape of the trained
+        images; equal squares are then never resampled."""
+        std: Annotated[float, Field(gt=0)] | None = None
+        """Standard deviation of a fresh table (default: that of the model's initialisation)."""
+
+    def __init__(self, config: Config, *, width: int, length: int, grid: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.config, self.grid, self.length = config, grid, length
+        self.table = nn.Parameter(torch.empty(length, width))
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        return x + self.at(layout, x.shape[1])
+
+    def at(self, layout: Layout, tokens: int) -> Tensor:
+        """The table for these tokens (tokens, width)."""
+        if layout.grid is not None and layout.resample and self._differs(layout.grid, tokens):
+            return resample(self.table, self._trained_grid(layout.prefix), layout.grid, layout.prefix, self.config)
+        if tokens != self.length:
+            raise InputError(f"{tokens} tokens, but the position table has {self.length} rows")
+        return self.table
+
+    def initialize(self, init: Any) -> None:
+        init.position(self.table, self.config.std)
+
+    def adapted(self, name: str, table: Tensor, source: LearnedPosition) -> tuple[Tensor, str] | None:
+        """A trained table of another grid as one of ours; None where the tokens in front differ."""
+        if self.grid is None or source.grid is None:
+            return None
+        prefix = self.length - self.grid[0] * self.grid[1]
+        if prefix != source.length - source.grid[0] * source.grid[1] or table.shape[1] != self.table.shape[1]:
+            return None
+        note = f"{source.grid[0]} x {source.grid[1]} positions resampled ({self.config.resample}) to {self.grid[0]} x {self.grid[1]}"
+        return resample(table, source.grid, self.grid, prefix, self.config), note
+
+    def _differs(self, grid: tuple[int, int], tokens: int) -> bool:
+        if self.config.square:  # equal numbers of patches from a square image count as the same grid
+            return tokens != self.length or grid[0] != grid[1]
+        return grid != self.grid
+
+    def _trained_grid(self, prefix: int) -> tuple[int, int]:
+        if not self.config.square and self.grid is not None:
+            return self.grid
+        side = math.isqrt(self.length - prefix)
+        if side * side != self.length - prefix:
+            raise InputError(f"a table of {self.length - prefix} positions is no square grid, so it cannot be resampled as one")
+        return side, side
+
+    def extra_repr(self) -> str:
+        return f"length={self.length}, width={self.table.shape[1]}"
+
+
+def resample(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int, config: LearnedPosition.Config
+) -> Tensor:
+    """The table (prefix + old patches, width) for another grid of patches (prefix + new patches, width)."""
+    antialias = config.resample == "bicubic-antialias"
+    patches = table[prefix:].reshape(1, *old, -1).permute(0, 3, 1, 2)
+    patches = functional.interpolate(
+        patches.float() if antialias else patches, size=new, mode="bicubic", align_corners=False, antialias=antialias
+    )
+    patches = patches.permute(0, 2, 3, 1).flatten(0, 2).to(table.dtype)
+    return torch.cat([table[:prefix], patches]) if prefix else patches

@@ -1,0 +1,1 @@
+"""Stacks: one file for each part of `registry/stack.yaml`."""
