@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from zoo.config import Config
     from zoo.model.base import Model
-    from zoo.verify.report import Report
+    from zoo.verification.report import Report
 
 Source = "str | Path | Config | Mapping[str, Any]"
 
@@ -124,12 +124,12 @@ def verify(
         overrides: fields to change; the reference stays that of the unchanged target.
         weights: real weights to compare on, as `load` takes them (default: every parameter redrawn).
         reference: "transformers" or "timm" (default: each that has such a model).
-        options: see `zoo.verify.run.verify`.
+        options: see `zoo.verification.run.verify`.
 
     Returns:
         A report with `passed`, `first_divergence` and `layers`; print it.
     """
-    from zoo.verify.run import verify as run
+    from zoo.verification.run import verify as run
 
     return run(target, overrides, weights=weights, reference=reference, **options)
 

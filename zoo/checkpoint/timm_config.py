@@ -114,12 +114,12 @@ def _architecture(args: dict[str, Any], norm: str, eps: float, block: Any, wante
         spec = known.get("norm_layer")
         theirs = spec if isinstance(spec, dict) else {"name": spec or norm, "eps": 1e-6}
         embed = known.get("embed_norm_layer")
-        # the norm of a named architecture without one can be given by name, with timm's own eps
         same_norm = theirs["name"] == norm and theirs["eps"] == eps
         same_embed = (embed is None) == (args["embed_norm"] is None) and (embed is None or embed == args["embed_norm"])
-        plain = not known.get("class") and known.get("attn_layer") is None and not name.startswith("vit_base_patch16_radio")
+        # timm passes over arguments that are null, so an architecture's own layer scale cannot be taken away
+        plain = not {"class", "attn_layer"} & set(known) and (args["init_values"] is not None or "init_values" not in known)
         same_rest = known.get("mlp_layer", "Mlp") == mlp and known.get("block_fn", "Block") == function
-        if plain and same_norm and same_embed and same_rest and not known.get("final_norm") is False:
+        if plain and same_norm and same_embed and same_rest:
             del args["embed_norm"]
             return name
     wanted.expect("stack.block.norm", f"{norm} with eps {eps} beside {mlp} and {function}", "one of timm's combinations")

@@ -19,7 +19,6 @@ class TimmViT(Family):
 
     library = "timm"
     taps = (
-        ("patch_drop", "embedding"),
         ("norm_pre", "embedding"),
         ("blocks.{n}.norm1", "stack.layers.{n}.attention_norm"),
         ("blocks.{n}.attn", "stack.layers.{n}.attention"),

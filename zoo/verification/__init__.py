@@ -1,0 +1,1 @@
+"""Ours against the reference, layer by layer."""

@@ -1,0 +1,91 @@
+"""Records what the modules of two models compute, and measures the differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoo.layout import Layout
+
+
+class Seen(NamedTuple):
+    """The call of a module: what it was given and what it gave."""
+
+    inputs: tuple[Any, ...]
+    output: Tensor
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference as a share of the largest value; infinite where shapes or NaNs disagree."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    difference, scale = (ours.double() - theirs.double()).abs().max(), theirs.double().abs().max()
+    value = float(difference / scale) if scale > 0 else float(difference)
+    return value if value == value else float("inf")
+
+
+def pairs(taps: tuple[tuple[str, str], ...], theirs: nn.Module, ours: nn.Module, depth: int) -> dict[str, str]:
+    """Our module's name to theirs, in the order of computation, for the modules that both have."""
+    found: dict[str, str] = {}
+    numbered = [tap for tap in taps if "{n}" in tap[1]]
+    first = [tap for tap in taps[: taps.index(numbered[0])]] if numbered else list(taps)
+    last = [tap for tap in taps if tap not in numbered and tap not in first]
+    layers = [tuple(name.replace("{n}", str(layer)) for name in tap) for layer in range(depth) for tap in numbered]
+    modules = dict(theirs.named_modules()), dict(ours.named_modules())
+    for their_name, our_name in [*first, *layers, *last]:
+        bare = their_name.partition(".")[2]  # without the prefix, where the body is the whole model
+        name = their_name if their_name in modules[0] else bare if bare and bare in modules[0] else None
+        if name is not None and our_name in modules[1]:
+            found[our_name] = name
+    return found
+
+
+@contextmanager
+def recording(model: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str, Seen]]:
+    """Within it, each module that `names` points to notes its call under its key."""
+    seen: dict[str, Seen] = {}
+
+    def note(key: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            seen[key] = Seen(args, _first(output))
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(note(key)) for key, name in names.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def own_errors(ours: nn.Module, theirs: Mapping[str, Seen], layout: Layout, inputs: Mapping[str, Any]) -> dict[str, float]:
+    """How far each module of ours is from theirs when it is given what theirs was given."""
+    return {name: error(fed(ours.get_submodule(name), name, seen, layout, inputs), seen.output) for name, seen in theirs.items()}
+
+
+@torch.no_grad()
+def fed(module: nn.Module, name: str, seen: Seen, layout: Layout, inputs: Mapping[str, Any]) -> Tensor:
+    """What our module makes of what theirs was given."""
+    if name == "embedding":
+        allowed = {key: value for key, value in inputs.items() if key in module.inputs + module.options}  # type: ignore[operator]
+        return _first(module(**allowed))
+    x = seen.inputs[0]
+    if name == "head":
+        # the reference's last linear layer sees the pooled vector: the rest of our head has no counterpart
+        last: Tensor = module.output(x) if x.ndim == 2 and getattr(module, "output", None) is not None else _first(module(x, layout))
+        return last
+    takes_layout = name.endswith("attention") or name.rpartition(".")[2].isdigit()
+    return _first(module(x, layout) if takes_layout else module(x))
+
+
+def _first(output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        output = next(iter(output.values()))
+    first: Tensor = output if isinstance(output, Tensor) else output[0]
+    return first

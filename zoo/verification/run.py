@@ -1,0 +1,271 @@
+"""The verification: build the reference, redraw it, read it through our rules, compare."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo import kernel
+from zoo.checkpoint import rules
+from zoo.checkpoint.family import Family
+from zoo.checkpoint.load import load_model
+from zoo.checkpoint.locate import families, locate
+from zoo.checkpoint.save import export_model, family_for
+from zoo.config.resolve import merge_overrides, resolve, resolve_unchanged, validate
+from zoo.errors import ConfigError, UnknownNameError, did_you_mean
+from zoo.model.base import Model
+from zoo.model.construct import on_meta
+from zoo.verification.cases import cases
+from zoo.verification.compare import error, own_errors, pairs, recording
+from zoo.verification.reference import Library, libraries, redraw
+from zoo.verification.report import Comparison, Layer, Report
+from zoo.verification.shrink import shrink
+from zoo.verification.suspects import suspects
+
+SCALES = (0.25, 1.5)
+"""Small weights show a wrong eps, large ones everything else."""
+
+
+def verify(
+    target: Any,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    weights: str | Path | None = None,
+    reference: str | None = None,
+    tiny: bool = False,
+    gradients: bool = True,
+    training: bool = True,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda message: None,
+) -> Report:
+    """See `zoo.verify`.
+
+    Args:
+        tiny: verify the model with few layers and small sizes, which takes a second.
+        gradients, training: leave these comparisons out, which cost most on large models.
+        seed: of the redrawn weights and the inputs.
+        tell: is told what is being done.
+
+    Raises:
+        UnknownNameError, ConfigError, WeightsError: the target cannot be read, or no reference has such a model.
+        MissingExtraError: the extra `verify` is not installed.
+    """
+    chosen = _libraries(reference)
+    stored = weights if weights is not None else _stored(target)
+    base, ours = _configs(target, overrides, stored)
+    if tiny:
+        base, ours = shrink(base), shrink(ours)
+    name = target if isinstance(target, (str, Path)) else "config"
+    report = Report(str(name), on_meta(ours).num_parameters())
+    changes = None if base == ours else ours.model_dump()
+    for library_name in chosen:
+        try:
+            family, values = family_for(base, library_name)
+        except ConfigError as problem:
+            report.unavailable[library_name] = str(problem)
+            continue
+        library = libraries()[library_name]()
+        comparison = Comparison(library.name, library.version)
+        with tempfile.TemporaryDirectory() as folder:
+            for number, saved in enumerate(_references(library, family, values, stored, Path(folder), seed, tell)):
+                tell(f"comparing with {library_name}, weights {number + 1}")
+                extra = gradients and number == 0
+                _compare(library, family, saved, changes, comparison, Path(folder), seed, extra)
+        if training and changes is None and stored is None:
+            from zoo.verification.training import training_errors
+
+            tell(f"comparing train mode with {library_name}")
+            comparison.training = training_errors(library, base, seed)
+        report.comparisons.append(comparison)
+    if not report.comparisons:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.unavailable.items())
+        raise ConfigError(f"{name}: no reference to verify it against ({reasons})")
+    return report
+
+
+def _libraries(reference: str | None) -> list[str]:
+    if reference is None:
+        return list(libraries())
+    if reference not in libraries():
+        hint = did_you_mean(reference, libraries()) or f"; expected {' or '.join(libraries())}"
+        raise UnknownNameError(f"reference: {reference!r} is no library we compare with{hint}")
+    return [reference]
+
+
+def _stored(target: Any) -> str | Path | None:
+    """The target itself, where it has weights of its own."""
+    path = Path(target) if isinstance(target, (str, Path)) else None
+    if path is not None and (path.is_dir() or path.suffix == ".ckpt"):
+        return path
+    if path is None or path.suffix in (".yaml", ".yml"):
+        return None
+    from zoo.checkpoint.locate import pretrained
+    from zoo.config.source import list_models
+
+    return str(target) if str(target) in pretrained() or ("/" in str(target) and str(target) not in list_models()) else None
+
+
+def _configs(target: Any, overrides: Mapping[str, Any] | None, stored: str | Path | None) -> tuple[Any, Any]:
+    """The config of the reference, and ours."""
+    if stored is not None:
+        found = locate(stored)
+        return validate(found.fields, found.place), validate(merge_overrides(found.fields, overrides), found.place)
+    ours = resolve(target, overrides)
+    base = resolve(target)
+    if not _expressible(base):
+        base = resolve_unchanged(target) or base
+    return base, ours
+
+
+def _expressible(config: Any) -> bool:
+    for family in families():
+        try:
+            family.write_config(config)
+            return True
+        except ConfigError:
+            continue
+    return False
+
+
+def _references(
+    library: Library, family: Family, values: dict[str, Any], stored: Any, folder: Path, seed: int, tell: Callable[[str], None]
+) -> Iterator[Path]:
+    """Folders that the library itself saved: one for each scale of weights, or one with the stored weights."""
+    if stored is not None:
+        tell(f"exporting to {library.name}")
+        found = locate(stored)
+        if found.family is not None and found.family.library == library.name and Path(found.place).is_dir():
+            yield Path(found.place)
+        else:
+            model = load_model(stored, None, None, torch.float64).eval()
+            yield export_model(model, folder / "stored", library.name)
+        return
+    for number, scale in enumerate(SCALES):
+        tell(f"building the reference of {library.name}")
+        model = library.build(values).double()
+        redraw(model, scale, seed + number)
+        library.save(model, folder / f"scale-{scale}")
+        del model
+        _check_same(family, values, folder / f"scale-{scale}")
+        yield folder / f"scale-{scale}"
+
+
+def _check_same(family: Family, values: Mapping[str, Any], folder: Path) -> None:
+    """The reference that was saved is the one that was asked for: its config, read and written again, is the same."""
+    found = locate(folder)
+    again = family.write_config(validate(found.fields, found.place))
+    for mine, back in ((values, again), (values.get("model_args", {}), again.get("model_args", {}))):
+        for name, value in mine.items():
+            same = back.get(name) == value or name == "model_args" or name.endswith("_rate")
+            if not same:
+                raise ConfigError(f"{family.library} built another model than the one asked for: {name} is {back.get(name)!r}, not {value!r}")
+
+
+def _compare(
+    library: Library, family: Family, saved: Path, changes: Any, result: Comparison, folder: Path, seed: int, extra: bool
+) -> None:
+    theirs = library.open(saved)
+    ours = load_model(saved, changes, None, torch.float64).eval()
+    names = pairs(family.taps, theirs, ours, len(ours.stack.layers))
+    layers = {layer.name: layer for layer in result.layers}
+    exact: dict[str, list[dict[str, Tensor]]] = {}
+    batches = cases(ours.config, library.name, seed)
+    result.cases = list(batches)
+    for case, inputs in batches.items():
+        with torch.no_grad(), recording(theirs, names) as seen, recording(ours, {name: name for name in names}) as own:
+            with recording(ours, {"layout": "stack"}) as stack:
+                answers, mine = library.call(theirs, inputs), ours(**inputs)._asdict()
+        exact[case] = [{**{k: v.output for k, v in seen.items()}, **answers}]
+        layout = stack["layout"].inputs[1]
+        alone = own_errors(ours, seen, layout, inputs)
+        for name in names:
+            layer = layers.setdefault(name, Layer(name))
+            comparable = own[name].output.shape == seen[name].output.shape or name != "head"
+            layer.own = max(layer.own, alone[name])
+            layer.float64 = max(layer.float64, error(own[name].output, seen[name].output) if comparable else 0.0)
+        for name, answer in answers.items():
+            layer = layers.setdefault(name, Layer(name))
+            layer.float64 = max(layer.float64, error(mine[name], answer))
+        wrong = next((name for name in names if not alone[name] <= 1e-10), None)
+        if wrong is not None and not result.suspects:
+            result.suspects = suspects(ours, wrong, seen[wrong], layout, inputs)
+    if extra:
+        _gradients(library, family, theirs, ours, batches, result, folder)
+        if changes is None:
+            _export(library, ours, batches, exact, result, folder)
+    _single(library, theirs.float(), ours.float(), names, batches, exact, layers)
+    result.layers = list(layers.values())
+
+
+@torch.no_grad()
+def _single(
+    library: Library, theirs: nn.Module, ours: Model, names: dict[str, str], batches: Any, exact: Any, layers: dict[str, Layer]
+) -> None:
+    """The same in float32, ours and theirs both held against theirs in float64."""
+    for case, inputs in batches.items():
+        inputs = {key: value.float() if torch.is_tensor(value) and value.is_floating_point() else value for key, value in inputs.items()}
+        with recording(theirs, names) as seen:
+            answers = library.call(theirs, inputs)
+        for _ in range(3):  # fast kernels are taken up once a shape has been seen
+            mine = ours(**inputs)._asdict()
+        with kernel.plain(), recording(ours, {name: name for name in names}) as own:
+            ours(**inputs)
+        double = exact[case][0]
+        for name in names:
+            if own[name].output.shape == double[name].shape:
+                layers[name].float32 = max(layers[name].float32, error(own[name].output, double[name]))
+                layers[name].noise = max(layers[name].noise, error(seen[name].output, double[name]))
+        for name, answer in answers.items():
+            layers[name].float32 = max(layers[name].float32, error(mine[name], double[name]))
+            layers[name].noise = max(layers[name].noise, error(answer, double[name]))
+
+
+def _gradients(
+    library: Library, family: Family, theirs: nn.Module, ours: Model, batches: Any, result: Comparison, folder: Path
+) -> None:
+    """Gradients of both, the reference's carried over by its own way of saving and our way of reading."""
+    inputs = next(iter(batches.values()))
+    answers, mine = library.call(theirs, inputs), ours(**inputs)._asdict()
+    generator = torch.Generator().manual_seed(1)
+    losses = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    for name, answer in answers.items():
+        direction = torch.randn(answer.shape, generator=generator, dtype=torch.float64)
+        losses[0] = losses[0] + (answer * direction).sum()
+        losses[1] = losses[1] + (mine[name] * direction).sum()
+    losses[0].backward()
+    losses[1].backward()
+    values = [parameter.data for parameter in theirs.parameters()]
+    for parameter in theirs.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = None
+    library.save(theirs, folder / "gradients")
+    for parameter, value in zip(theirs.parameters(), values):
+        parameter.data = value
+    found = locate(folder / "gradients")
+    shapes = {name: tuple(parameter.shape) for name, parameter in ours.named_parameters()}
+    table, names = family.table(ours.config, shapes), family.plain_names(found.stored)
+    table = [entry for entry in table if all(name in names for name in entry.theirs)]
+    expected = rules.read(table, lambda name: found.stored[names[name]].fetch(names[name]), shapes)
+    largest = max((float(tensor.abs().max()) for tensor in expected.values()), default=1.0)
+    for name, tensor in expected.items():
+        gradient = ours.get_parameter(name).grad
+        gradient = torch.zeros_like(tensor) if gradient is None else gradient
+        # a gradient that is zero but for rounding (of a key's bias, say) has no scale of its own
+        small = float(tensor.abs().max()) < 1e-9 * largest
+        result.gradients[name] = float((gradient - tensor).abs().max()) / largest if small else error(gradient, tensor)
+    ours.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def _export(library: Library, ours: Model, batches: Any, exact: Any, result: Comparison, folder: Path) -> None:
+    opened = library.open(export_model(ours, folder / "exported", library.name))
+    worst = 0.0
+    for case, inputs in batches.items():
+        for name, answer in library.call(opened, inputs).items():
+            worst = max(worst, error(answer, exact[case][0][name]))
+    result.export = worst

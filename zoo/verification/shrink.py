@@ -1,0 +1,52 @@
+"""A model with all the parts of a large one, but few layers and small sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo.config.resolve import validate
+
+
+def shrink(config: Any, depth: int = 2, head_size: int = 8) -> Any:
+    """The config with little of everything: same parts, same fields, small numbers.
+
+    The number of layers is at least that of the stack's pattern; heads keep their number up to four.
+    """
+    fields = config.model_dump()
+    embedding, stack = fields["embedding"], fields["stack"]
+    stack["depth"] = min(stack["depth"], max(depth, len(stack["pattern"] or [])))
+    heads = min(stack["block"]["attention"]["heads"], 4)
+    width = stack["width"]
+    stack["width"] = heads * head_size
+    small = {"heads": heads, "head_size": head_size, "kv_heads": 1}
+    for attention in _named(fields, "attention"):  # those of a pattern state only what differs
+        attention.update({name: value for name, value in small.items() if attention.get(name) is not None})
+    for feedforward in _named(fields, "feedforward"):
+        if feedforward.get("hidden") is not None:
+            feedforward["hidden"] = max(8, feedforward["hidden"] * stack["width"] // width)
+    patch = tuple(min(side, 4) for side in embedding["patch_size"])
+    embedding["image_size"] = tuple(
+        min(size // old, 5) * new for size, old, new in zip(embedding["image_size"], embedding["patch_size"], patch)
+    )
+    embedding["patch_size"] = patch
+    head = fields["head"]
+    if head is not None and head.get("classes"):
+        head["classes"] = min(head["classes"], 7)
+        head["labels"] = head["labels"] and head["labels"][: head["classes"]]
+    if head is not None and head.get("size"):
+        head["size"] = min(head["size"], 24)
+    return validate(fields)
+
+
+def _named(fields: Any, name: str) -> list[dict[str, Any]]:
+    """Every mapping that stands under this name, however deep."""
+    found = []
+    if isinstance(fields, dict):
+        for key, value in fields.items():
+            if key == name and isinstance(value, dict):
+                found.append(value)
+            found += _named(value, name)
+    elif isinstance(fields, list):
+        for value in fields:
+            found += _named(value, name)
+    return found

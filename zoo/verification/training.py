@@ -1,0 +1,71 @@
+"""Train mode: with one dropout site at 1 in turn, chance is gone and its place can be compared exactly."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.checkpoint.load import load_model
+from zoo.checkpoint.save import family_for
+from zoo.config.resolve import merge_overrides, validate
+from zoo.errors import ConfigError
+from zoo.verification.cases import cases
+from zoo.verification.compare import error
+from zoo.verification.reference import Library, redraw
+from zoo.verification.shrink import shrink
+
+SITES: dict[str, tuple[str, ...]] = {
+    "embedding and block dropout": ("embedding.dropout", "stack.block.dropout"),
+    "embedding dropout": ("embedding.dropout",),
+    "block and feed-forward dropout": ("stack.block.dropout", "stack.block.feedforward.dropout"),
+    "attention dropout": ("stack.block.attention.dropout",),
+    "drop path": ("stack.drop_path",),
+    "head dropout": ("head.dropout",),
+}
+"""Fields that are set to 1 together; a reference that cannot say a combination is not asked."""
+
+
+def training_errors(library: Library, config: Any, seed: int) -> dict[str, float]:
+    """For each site that the library has, the largest difference of any output in train mode, on a small model."""
+    small, found = shrink(config), {}
+    for name, fields in SITES.items():
+        try:
+            changed = validate(merge_overrides(small.model_dump(), {field: 1.0 for field in fields}))
+            family, values = family_for(changed, library.name)
+            if family.read_config(values, ["pooler.dense.weight"]) is None:
+                continue
+        except ConfigError:
+            continue
+        if not _says(family, values, changed, fields):
+            continue
+        found[name] = _error(library, values, changed, seed)
+    return found
+
+
+def _says(family: Any, values: dict[str, Any], config: Any, fields: tuple[str, ...]) -> bool:
+    """Whether their config still says, when read back, what ours says about every dropout."""
+    sites = {field for group in SITES.values() for field in group}
+    back = validate(family.read_config(values, ["pooler.dense.weight"]))
+    return all(_at(back, field) == _at(config, field) for field in sites)
+
+
+def _at(config: Any, path: str) -> Any:
+    for step in path.split("."):
+        config = getattr(config, step, 0.0)
+    return config
+
+
+def _error(library: Library, values: dict[str, Any], config: Any, seed: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = library.build(values).double()
+        redraw(theirs, 1.5, seed)
+        library.save(theirs, Path(folder))
+        # timm leaves its dropouts out of what it saves
+        ours = load_model(folder, config.model_dump(), None, torch.float64)
+    inputs = cases(config, library.name, seed)["images"]
+    with torch.no_grad():
+        answers, mine = library.call(theirs.train(), inputs), ours.train()(**inputs)._asdict()
+    return max(error(mine[name], answer) for name, answer in answers.items())
