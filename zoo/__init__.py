@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zoo.api import save as save
     from zoo.api import train as train
     from zoo.api import verify as verify
-    from zoo.config.source import list_models as list_models
+    from zoo.presets import list_models as list_models
     from zoo.registry import list_components as list_components
     from zoo.registry import register as register
 
@@ -33,7 +33,7 @@ _HOME = {
     "save": "zoo.api",
     "train": "zoo.api",
     "verify": "zoo.api",
-    "list_models": "zoo.config.source",
+    "list_models": "zoo.presets",
     "list_components": "zoo.registry",
     "register": "zoo.registry",
 }

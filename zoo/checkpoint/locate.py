@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 from zoo.checkpoint.family import Family
 from zoo.checkpoint.tensors import Stored, open_folder, open_pickle
-from zoo.config.source import read_yaml
+from zoo.config.source import pretrained
 from zoo.errors import ConfigError, UnknownNameError, WeightsError, did_you_mean, one_of
-from zoo.resources import folder as resource_folder
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FORMAT = "zoo"
@@ -26,11 +25,6 @@ class Found(NamedTuple):
     family: Family | None
     """Whose names the tensors have; None for our own."""
     stored: dict[str, Stored]
-
-
-def pretrained() -> dict[str, str]:
-    """The names of pretrained weights and their Hub ids."""
-    return dict(read_yaml(resource_folder("configs") / "pretrained.yaml"))
 
 
 def families() -> list[Family]:

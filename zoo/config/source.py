@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError, unknown
+from zoo.errors import ConfigError
+from zoo.presets import find
 from zoo.resources import folder
 
 if TYPE_CHECKING:
@@ -18,14 +17,9 @@ if TYPE_CHECKING:
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """The names of the model presets that match a shell pattern: `zoo.list_models("vit*")`."""
-    return _presets("models", pattern)
-
-
-def list_runs(pattern: str = "*") -> list[str]:
-    """The names of the training runs that ship with zoo."""
-    return _presets("train", pattern)
+def pretrained() -> dict[str, str]:
+    """The names of pretrained weights and their Hub ids."""
+    return dict(read_yaml(folder("configs") / "pretrained.yaml"))
 
 
 def read_yaml(path: Path) -> Any:
@@ -84,33 +78,6 @@ def _read(name: str | Path, category: str, slot: Slot, seen: tuple[str, ...]) ->
     beside = path.parent / parent_name
     parent, _ = _read(beside if beside.is_file() else parent_name, category, slot, (*seen, str(path)))
     return merge(parent, fields, slot), parent
-
-
-def find(name: str | Path, category: str) -> Path:
-    """The YAML file of a preset's name, or of a path.
-
-    Raises:
-        UnknownNameError: neither a preset nor a file; the message gives the nearest preset.
-    """
-    text = str(name)
-    if isinstance(name, Path) or text.endswith((".yaml", ".yml")) or "/" in text:
-        path = Path(name)
-        if path.is_file():
-            return path
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        raise ConfigError(f"{path}: no such file" + (f"; did you mean {near[0]!r}?" if near else ""))
-    if text in _presets(category, "*"):
-        return folder("configs") / category / f"{text}.yaml"
-    raise unknown({"models": "model", "train": "run"}[category], text, _presets(category, "*"))
-
-
-def _presets(category: str, pattern: str) -> list[str]:
-    names = sorted((file.stem for file in (folder("configs") / category).glob("*.yaml")), key=_natural)
-    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-
-
-def _natural(name: str) -> list[Any]:
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
 
 
 def _loader() -> Any:

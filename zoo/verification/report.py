@@ -47,6 +47,8 @@ class Comparison:
 
     library: str
     version: str
+    exchanged: bool = False
+    """Whether ours was asked to differ from the reference."""
     layers: list[Layer] = field(default_factory=list)
     gradients: dict[str, float] = field(default_factory=dict)
     """For each parameter, the difference of its gradient in float64."""
@@ -161,7 +163,8 @@ def _table(each: Comparison) -> list[str]:
     if each.passed:
         return [*lines, "verdict: noise"]
     own = [layer.name for layer in each.layers if layer.diverges]
-    lines.append(f"verdict: BUG; first divergence: {each.first_divergence}")
+    verdict = "differs, as asked" if each.exchanged else "BUG"
+    lines.append(f"verdict: {verdict}; first divergence: {each.first_divergence}")
     if own:
         inner = [name for name in own if not any(other.startswith(name + ".") for other in own)]
         lines.append(f"modules that compute something else: {', '.join(inner[:8])}{' ...' if len(inner) > 8 else ''}")

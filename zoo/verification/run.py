@@ -70,7 +70,7 @@ def verify(
             report.unavailable[library_name] = str(problem)
             continue
         library = libraries()[library_name]()
-        comparison = Comparison(library.name, library.version)
+        comparison = Comparison(library.name, library.version, exchanged=changes is not None)
         with tempfile.TemporaryDirectory() as folder:
             for number, saved in enumerate(_references(library, family, values, stored, Path(folder), seed, tell)):
                 tell(f"comparing with {library_name}, weights {number + 1}")
@@ -104,8 +104,8 @@ def _stored(target: Any) -> str | Path | None:
         return path
     if path is None or path.suffix in (".yaml", ".yml"):
         return None
-    from zoo.checkpoint.locate import pretrained
-    from zoo.config.source import list_models
+    from zoo.config.source import pretrained
+    from zoo.presets import list_models
 
     return str(target) if str(target) in pretrained() or ("/" in str(target) and str(target) not in list_models()) else None
 

@@ -1,0 +1,46 @@
+"""The command line: `zoo COMMAND`; one file for each group of commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from zoo.errors import ZooError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0 on success, 1 on failure with one clear line, 2 on wrong usage, 130 on Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words == ["list"]:  # people call this all the time: no parser of arguments is needed for it
+        from zoo.presets import list_models, print_rows, summary
+
+        print_rows({name: summary(name) for name in list_models()})
+        sys.exit(0)
+    from zoo.cli.app import app, usage_error
+
+    try:
+        sys.exit(app(args=words, prog_name="zoo", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: say no more
+        sys.exit(141)
+    except ZooError as error:
+        if debug:
+            raise
+        _fail(str(error), 1)
+    except Exception as error:
+        code = usage_error(error)
+        if code is not None:
+            sys.exit(code)
+        if debug:
+            raise
+        _fail(f"{type(error).__name__}: {error} (this should not happen; --debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"zoo: {message}", file=sys.stderr)
+    sys.exit(code)

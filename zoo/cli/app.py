@@ -1,0 +1,41 @@
+"""Which commands there are."""
+
+from __future__ import annotations
+
+import typer
+
+from zoo.cli.demo import demo
+from zoo.cli.listing import components, list_models, schema, show
+from zoo.cli.train import evaluate, train
+from zoo.cli.weights import convert, load_report, verify
+
+app = typer.Typer(
+    name="zoo",
+    help="Transformers from typed configs: build, train, load and verify them. Every command takes --debug.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("list")(list_models)
+app.command("show")(show)
+app.command("components")(components)
+app.command("schema")(schema)
+app.command("verify")(verify)
+app.command("load-report")(load_report)
+app.command("convert")(convert)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("demo")(demo)
+
+
+def usage_error(error: Exception) -> int | None:
+    """Shows an error of the command line's own and gives its exit code; None for any other error."""
+    if isinstance(error, typer.Exit):
+        return int(error.exit_code)
+    if hasattr(error, "show") and hasattr(error, "exit_code"):
+        error.show()
+        return int(error.exit_code)
+    if isinstance(error, typer.Abort):
+        return 130
+    return None

@@ -1,0 +1,30 @@
+"""Where a product or an attention is computed.
+
+Each function stands for plain torch calls, named in its docstring, and is those calls wherever a written rule
+does not know better: see `packed` (weights in inference), `feedforward` (memory), `attention` (the backward
+pass in bfloat16), `patches` (a convolution as a product), and `switch` for how to turn all of it off.
+The parts of the library call these functions and know nothing of the rules.
+"""
+
+from zoo.kernel.activation import ACTIVATIONS, activation
+from zoo.kernel.attention import attention
+from zoo.kernel.feedforward import gated, mlp
+from zoo.kernel.linear import Linear, linear, project
+from zoo.kernel.norm import layer_norm, rms_norm
+from zoo.kernel.patches import patches
+from zoo.kernel.switch import plain
+
+__all__ = [
+    "ACTIVATIONS",
+    "Linear",
+    "activation",
+    "attention",
+    "gated",
+    "layer_norm",
+    "linear",
+    "mlp",
+    "patches",
+    "plain",
+    "project",
+    "rms_norm",
+]
