@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.checkpoint import rules
 from zoo.checkpoint.locate import Found, locate
@@ -16,7 +16,7 @@ from zoo.checkpoint.report import LoadReport
 from zoo.config.resolve import merge_overrides, resolve, resolve_unchanged, validate
 from zoo.errors import WeightsError
 from zoo.model.base import Model
-from zoo.model.construct import on_meta, read_device, read_dtype
+from zoo.model.construct import collection_paused, on_meta, read_device, read_dtype, set_parameter
 
 
 def load_model(source: str | Path, overrides: Mapping[str, Any] | None, device: Any, dtype: Any) -> Model:
@@ -38,21 +38,29 @@ def put_weights(
 
 def _fill(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dtype: Any) -> Model:
     """The model `wanted` with what was found; what differs from `unchanged` may differ from the file."""
-    report = LoadReport(found.place)
-    source, model = on_meta(own), on_meta(wanted)
+    with collection_paused():
+        return _filled(found, own, wanted, unchanged, read_device(device), read_dtype(dtype))
+
+
+def _filled(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dtype: Any) -> Model:
+    report, model = LoadReport(found.place), on_meta(wanted)
+    source = model if own == wanted else on_meta(own)
     tensors = _read(found, own, source, report)
-    allowed = source if unchanged == own else on_meta(unchanged)
-    fitted = _fit(tensors, source, model, allowed, report)
-    where, kind = read_device(device), read_dtype(dtype) or _common_type(found, fitted)
+    if source is model:
+        fitted = tensors
+    else:
+        fitted = _fit(tensors, source, model, source if unchanged == own else on_meta(unchanged), report)
+    kind = dtype or _common_type(found, fitted)
     fresh = [name for name, _ in model.named_parameters() if name not in fitted]
     for name in fresh:
-        _set(model, name, torch.empty_like(model.get_parameter(name), device="cpu"))
+        parameter = model.get_parameter(name)
+        set_parameter(model, name, torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu"))
     if fresh:
         model.initialize_weights()  # what is still on the meta device is passed over
     for name, tensor in fitted.items():
-        _set(model, name, tensor)
+        set_parameter(model, name, tensor)
     model.load_report = report
-    return model.to(device=where, dtype=kind)
+    return model.to(device=device, dtype=kind)
 
 
 def _read(found: Found, own: Any, source: Model, report: LoadReport) -> dict[str, Tensor]:
@@ -86,12 +94,11 @@ def _read(found: Found, own: Any, source: Model, report: LoadReport) -> dict[str
 
 
 def _misfits(entry: rules.Rule, found: Found, names: Mapping[str, str], shapes: Mapping[str, Any]) -> list[str]:
-    meta = [torch.empty(shapes[name], device="meta") for name in entry.ours]
     problems = []
-    for name, expected in zip(entry.theirs, entry.operation.write(meta)):
+    for name, expected in zip(entry.theirs, entry.operation.shapes([shapes[name] for name in entry.ours])):
         stored = found.stored[names[name]]
-        if stored.shape != tuple(expected.shape):
-            problems.append(f"shape: {names[name]} is {list(stored.shape)}, expected {list(expected.shape)}")
+        if stored.shape != expected:
+            problems.append(f"shape: {names[name]} is {list(stored.shape)}, expected {list(expected)}")
         elif stored.dtype is None or not stored.dtype.is_floating_point:
             problems.append(f"type: {names[name]} is {stored.dtype or 'of an unknown type'}, expected floats")
     return problems
@@ -159,13 +166,6 @@ def _common_type(found: Found, fitted: Mapping[str, Tensor]) -> torch.dtype:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
         raise WeightsError(f"{found.place}: its tensors have several types ({names}); choose one, as in dtype='float32'")
     return kinds.pop() if kinds else torch.get_default_dtype()
-
-
-def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
-    owner, _, attribute = name.rpartition(".")
-    module = model.get_submodule(owner)
-    old = module._parameters[attribute]
-    setattr(module, attribute, nn.Parameter(tensor, requires_grad=old is None or old.requires_grad))
 
 
 def _listed(what: str, problems: list[str], limit: int = 40) -> str:

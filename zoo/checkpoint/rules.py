@@ -24,6 +24,10 @@ class Same:
         """Our tensors as theirs."""
         return list(ours)
 
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        """The shapes of their tensors for those of ours."""
+        return list(ours)
+
 
 class Split(Same):
     """One tensor of theirs holds several of ours, one after another along the first dimension."""
@@ -34,6 +38,9 @@ class Split(Same):
     def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
         return [torch.cat(list(ours))]
 
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        return [(sum(shape[0] for shape in ours), *ours[0][1:])]
+
 
 class Batched(Same):
     """Theirs has a leading dimension of one that ours has not."""
@@ -43,6 +50,9 @@ class Batched(Same):
 
     def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
         return [ours[0][None]]
+
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        return [(1, *ours[0])]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Config(BaseModel):
     """A frozen, strict description of a part: unknown fields are errors, nothing is coerced silently."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
 
     kind: ClassVar[str] = ""

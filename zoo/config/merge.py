@@ -48,11 +48,18 @@ def unflatten(overrides: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{path!r} is no path of a field: expected names joined by dots, as in head.classes")
         if isinstance(value, Mapping):
             value = unflatten(value)
-        if isinstance(value, dict) and isinstance(place.get(last), dict):
-            place[last].update(value)
-        else:
-            place[last] = value
+        _put(place, last, value)
     return nested
+
+
+def _put(place: dict[str, Any], name: str, value: Any) -> None:
+    old = place.get(name)
+    if isinstance(value, dict) and isinstance(old, (dict, str)):
+        place[name] = {"type": old} if isinstance(old, str) else old
+        for inner, each in value.items():
+            _put(place[name], inner, each)
+    else:
+        place[name] = value
 
 
 def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def _merge_fields(base: Mapping[str, Any], change: Mapping[str, Any], cls: type[
             merged[name] = merge(merged.get(name), value, inner)
         elif isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
             merged[name] = _merge_fields(merged[name], value, _plain_class(field))
-        elif isinstance(value, Mapping) and _is_list(merged.get(name)) and value and all(str(k).isdigit() for k in value):
+        elif isinstance(value, Mapping) and _is_list(merged.get(name)) and value and all(_number(k) is not None for k in value):
             merged[name] = _merge_items(name, merged[name], value)
         else:
             merged[name] = value
@@ -88,12 +95,18 @@ def _merge_fields(base: Mapping[str, Any], change: Mapping[str, Any], cls: type[
 def _merge_items(name: str, items: Sequence[Any], change: Mapping[Any, Any]) -> list[Any]:
     merged = list(items)
     for key, value in change.items():
-        if int(key) >= len(merged):
+        number = _number(key)
+        if number is None or number >= len(merged):
             raise ConfigError(f"{name}.{key}: the list has only {len(merged)} entries (0 to {len(merged) - 1})")
-        old = merged[int(key)]
+        old = merged[number]
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[int(key)] = _merge_fields(old, value, None) if both else value
+        merged[number] = _merge_fields(old, value, None) if both else value
     return merged
+
+
+def _number(key: Any) -> int | None:
+    text = str(key)
+    return int(text[-9:]) if text.isascii() and text.isdigit() and text == text[-9:] else None
 
 
 def _is_list(value: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from zoo import registry
 from zoo.config.base import Config
+from zoo.config.docs import field_docs
 
 
 def json_schema(kind: str = "model") -> dict[str, Any]:
@@ -35,6 +36,8 @@ def _part_schema(config: type[Config], part: type, definitions: dict[str, Any]) 
         definitions.setdefault(name, _resolved(nested))
     schema["description"] = (part.__doc__ or "").strip().partition("\n")[0]
     schema = _resolved(schema)
+    for name, text in field_docs(config).items():
+        schema["properties"][name]["description"] = text
     if config.kind == "model":
         schema["properties"]["extends"] = {"type": "string", "description": "The preset or file that this one changes."}
     return schema

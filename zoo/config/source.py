@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, ZooError
 from zoo.presets import find
 from zoo.resources import folder
 
@@ -42,12 +42,46 @@ def parse_yaml(text: str, place: str = "") -> Any:
     import yaml
 
     try:
+        _check_size(text)
         return yaml.load(text, Loader=_loader())  # noqa: S506 (a SafeLoader)
+    except ValueError as error:  # of a number such as 0x_, or one of thousands of digits
+        raise ConfigError(f"{place}: no valid YAML: {error}" if place else f"no valid YAML: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{place}:{mark.line + 1}" if mark and place else place
         what = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{where}: no valid YAML: {what}" if where else f"no valid YAML: {what}") from None
+
+
+def _check_size(text: str, depth: int = 100, limit: int = 100_000) -> None:
+    """Refuses, before anything is built, what is nested too deeply, what aliases blow up, and tags."""
+    import yaml
+
+    open_nodes: list[int] = [0]  # the sizes, with aliases written out, of the collections around this place
+    sizes: dict[str, int] = {}
+    names: list[str | None] = []
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        problem = None
+        if isinstance(event, yaml.AliasEvent):
+            problem = None if event.anchor in sizes else f"the alias *{event.anchor} stands for nothing before it"
+            open_nodes[-1] += sizes.get(event.anchor, 0)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size, name = open_nodes.pop() + 1, names.pop()
+            open_nodes[-1] += size
+            sizes.update({name: size} if name is not None else {})
+        elif isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)):
+            if event.tag is not None:
+                problem = f"tags such as {event.tag} have no place in a config"
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append(0)
+                names.append(event.anchor)
+            else:
+                open_nodes[-1] += 1
+                sizes.update({event.anchor: 1} if event.anchor is not None else {})
+        if len(open_nodes) > depth or open_nodes[-1] > limit:
+            problem = f"nested more than {depth} deep" if len(open_nodes) > depth else f"more than {limit} values, aliases written out"
+        if problem is not None:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
 def read_source(name: str | Path, category: str, slot: Slot) -> dict[str, Any]:
@@ -63,9 +97,13 @@ def parent_of(name: str | Path, category: str, slot: Slot) -> dict[str, Any] | N
 def _read(name: str | Path, category: str, slot: Slot, seen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     from zoo.config.merge import merge
 
-    path = find(name, category)
-    if str(path) in seen:
-        raise ConfigError(f"{path}: extends itself: {' -> '.join(Path(step).name for step in (*seen, str(path)))}")
+    try:
+        path = find(name, category)
+    except ZooError as error:
+        raise (type(error)(f"{seen[-1]}: extends: {error}") if seen else error) from None
+    here = str(path.resolve())
+    if here in seen:
+        raise ConfigError(f"{path}: extends itself: {' -> '.join(Path(step).name for step in (*seen, here))}")
     fields = read_yaml(path)
     if not isinstance(fields, Mapping):
         raise ConfigError(f"{path}: a config is a mapping of fields, not {type(fields).__name__}")
@@ -76,7 +114,7 @@ def _read(name: str | Path, category: str, slot: Slot, seen: tuple[str, ...]) ->
     if not isinstance(parent_name, str):
         raise ConfigError(f"{path}: extends: expected the name of a preset or a file, got {parent_name!r}")
     beside = path.parent / parent_name
-    parent, _ = _read(beside if beside.is_file() else parent_name, category, slot, (*seen, str(path)))
+    parent, _ = _read(beside if beside.is_file() else parent_name, category, slot, (*seen, here))
     return merge(parent, fields, slot), parent
 
 
@@ -91,7 +129,7 @@ def _loader() -> Any:
         yaml_implicit_resolvers = {
             first: [
                 (tag, pattern) for tag, pattern in resolvers
-                if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+                if tag.rpartition(":")[2] not in ("float", "bool", "timestamp", "merge", "value")
             ]
             for first, resolvers in base.yaml_implicit_resolvers.items()
         }

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from zoo.errors import ConfigError, did_you_mean
 from zoo.model.base import Model
 from zoo.registry import make
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Puts garbage collection off: hundreds of new modules would set off passes over all that is imported."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def on_meta(config: Any) -> Model:
@@ -20,14 +36,24 @@ def on_meta(config: Any) -> Model:
 
 def fresh(config: Any, device: Any = None, dtype: Any = None) -> Model:
     """The model with freshly drawn weights; on the meta device it stays without memory."""
-    model = on_meta(config)
-    model.to(read_dtype(dtype) or torch.get_default_dtype())
-    where = read_device(device)
-    if where.type == "meta":
-        return model
-    model.to_empty(device=where)
-    model.initialize_weights()
+    where, kind = read_device(device), read_dtype(dtype) or torch.get_default_dtype()
+    with collection_paused():
+        model = on_meta(config)
+        if where.type == "meta":
+            return model.to(kind)
+        for name, parameter in list(model.named_parameters()):
+            # torch's own `to_empty` imports its symbolic-shape machinery first, which takes half a second
+            set_parameter(model, name, torch.empty(parameter.shape, dtype=kind, device=where))
+        model.initialize_weights()
     return model
+
+
+def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts `tensor` itself, not a copy, where the parameter `name` is."""
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    old = module._parameters[attribute]
+    setattr(module, attribute, nn.Parameter(tensor, requires_grad=old is None or old.requires_grad))
 
 
 def read_device(device: Any) -> torch.device:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from zoo import kernel
 from zoo.checkpoint import rules
 from zoo.checkpoint.family import Family
 from zoo.checkpoint.load import load_model
@@ -23,12 +22,15 @@ from zoo.model.construct import on_meta
 from zoo.verification.cases import cases
 from zoo.verification.compare import error, own_errors, pairs, recording
 from zoo.verification.reference import Library, libraries, redraw
-from zoo.verification.report import Comparison, Layer, Report
+from zoo.verification.report import TOLERANCE, Comparison, Layer, Report
 from zoo.verification.shrink import shrink
 from zoo.verification.suspects import suspects
 
 SCALES = (0.25, 1.5)
 """Small weights show a wrong eps, large ones everything else."""
+Batches = Mapping[str, Mapping[str, Any]]
+LARGE = 200_000_000
+"""Parameters from which one example at a time is compared, and gradients, which double the memory, only if asked for."""
 
 
 def verify(
@@ -38,7 +40,7 @@ def verify(
     weights: str | Path | None = None,
     reference: str | None = None,
     tiny: bool = False,
-    gradients: bool = True,
+    gradients: bool | None = None,
     training: bool = True,
     seed: int = 0,
     tell: Callable[[str], None] = lambda message: None,
@@ -47,7 +49,8 @@ def verify(
 
     Args:
         tiny: verify the model with few layers and small sizes, which takes a second.
-        gradients, training: leave these comparisons out, which cost most on large models.
+        gradients: compare them too (default: unless the model is large).
+        training: compare train mode too, on the small version of the model.
         seed: of the redrawn weights and the inputs.
         tell: is told what is being done.
 
@@ -63,6 +66,8 @@ def verify(
     name = target if isinstance(target, (str, Path)) else "config"
     report = Report(str(name), on_meta(ours).num_parameters())
     changes = None if base == ours else ours.model_dump()
+    large = report.parameters >= LARGE
+    gradients = not large if gradients is None else gradients
     for library_name in chosen:
         try:
             family, values = family_for(base, library_name)
@@ -74,8 +79,18 @@ def verify(
         with tempfile.TemporaryDirectory() as folder:
             for number, saved in enumerate(_references(library, family, values, stored, Path(folder), seed, tell)):
                 tell(f"comparing with {library_name}, weights {number + 1}")
-                extra = gradients and number == 0
-                _compare(library, family, saved, changes, comparison, Path(folder), seed, extra)
+                batches = cases(base, library_name, seed, examples=1 if large else 2)
+                comparison.cases = comparison.cases or list(batches)
+                if number > 0:  # the other ways through the model need no second scale of weights
+                    batches = {name: batch for name, batch in batches.items() if name == comparison.cases[0]}
+                pair = _opened(library, family, saved, changes)
+                _compare(library, pair, batches, comparison)
+                if number == 0 and gradients:
+                    tell(f"comparing gradients with {library_name}")
+                    _gradients(library, pair, batches, comparison, Path(folder))
+                if number == 0 and changes is None:
+                    _export(library, pair, batches, comparison, Path(folder))
+                _single(library, pair, batches, comparison)
         if training and changes is None and stored is None:
             from zoo.verification.training import training_errors
 
@@ -166,70 +181,74 @@ def _check_same(family: Family, values: Mapping[str, Any], folder: Path) -> None
                 raise ConfigError(f"{family.library} built another model than the one asked for: {name} is {back.get(name)!r}, not {value!r}")
 
 
-def _compare(
-    library: Library, family: Family, saved: Path, changes: Any, result: Comparison, folder: Path, seed: int, extra: bool
-) -> None:
+class Pair(NamedTuple):
+    """The reference and ours with the same weights, in float64, and which modules correspond."""
+
+    family: Family
+    theirs: nn.Module
+    ours: Model
+    names: dict[str, str]
+    exact: dict[str, dict[str, Tensor]]
+    """What the reference's modules and outputs give in float64, for each case."""
+
+
+def _opened(library: Library, family: Family, saved: Path, changes: Any) -> Pair:
     theirs = library.open(saved)
     ours = load_model(saved, changes, None, torch.float64).eval()
-    names = pairs(family.taps, theirs, ours, len(ours.stack.layers))
+    return Pair(family, theirs, ours, pairs(family.taps, theirs, ours, len(ours.stack.layers)), {})
+
+
+@torch.no_grad()
+def _compare(library: Library, pair: Pair, batches: Batches, result: Comparison) -> None:
+    """Everything in float64: each module within its model, and alone on the reference's own inputs."""
+    _, theirs, ours, names, exact = pair
     layers = {layer.name: layer for layer in result.layers}
-    exact: dict[str, list[dict[str, Tensor]]] = {}
-    batches = cases(ours.config, library.name, seed)
-    result.cases = list(batches)
+    itself = {name: name for name in names} | {"layout": "stack"}
     for case, inputs in batches.items():
-        with torch.no_grad(), recording(theirs, names) as seen, recording(ours, {name: name for name in names}) as own:
-            with recording(ours, {"layout": "stack"}) as stack:
-                answers, mine = library.call(theirs, inputs), ours(**inputs)._asdict()
-        exact[case] = [{**{k: v.output for k, v in seen.items()}, **answers}]
-        layout = stack["layout"].inputs[1]
+        with recording(theirs, names) as seen, recording(ours, itself) as own:
+            answers, mine = library.call(theirs, inputs), ours(**inputs)._asdict()
+        exact[case] = {**{name: call.output for name, call in seen.items()}, **answers}
+        layout = own["layout"].inputs[1]
         alone = own_errors(ours, seen, layout, inputs)
         for name in names:
             layer = layers.setdefault(name, Layer(name))
-            comparable = own[name].output.shape == seen[name].output.shape or name != "head"
             layer.own = max(layer.own, alone[name])
-            layer.float64 = max(layer.float64, error(own[name].output, seen[name].output) if comparable else 0.0)
+            if name != "head" or own[name].output.shape == seen[name].output.shape:
+                layer.float64 = max(layer.float64, error(own[name].output, seen[name].output))
         for name, answer in answers.items():
             layer = layers.setdefault(name, Layer(name))
             layer.float64 = max(layer.float64, error(mine[name], answer))
-        wrong = next((name for name in names if not alone[name] <= 1e-10), None)
+        wrong = next((name for name in names if not alone[name] <= TOLERANCE), None)
         if wrong is not None and not result.suspects:
             result.suspects = suspects(ours, wrong, seen[wrong], layout, inputs)
-    if extra:
-        _gradients(library, family, theirs, ours, batches, result, folder)
-        if changes is None:
-            _export(library, ours, batches, exact, result, folder)
-    _single(library, theirs.float(), ours.float(), names, batches, exact, layers)
     result.layers = list(layers.values())
 
 
 @torch.no_grad()
-def _single(
-    library: Library, theirs: nn.Module, ours: Model, names: dict[str, str], batches: Any, exact: Any, layers: dict[str, Layer]
-) -> None:
-    """The same in float32, ours and theirs both held against theirs in float64."""
-    for case, inputs in batches.items():
+def _single(library: Library, pair: Pair, batches: Batches, result: Comparison) -> None:
+    """The same in float32, ours and theirs both held against theirs in float64; this ends the pair's use."""
+    names, exact, layers = pair.names, pair.exact, {layer.name: layer for layer in result.layers}
+    theirs, ours = pair.theirs.float(), pair.ours.float()
+    for number, (case, inputs) in enumerate(batches.items()):
         inputs = {key: value.float() if torch.is_tensor(value) and value.is_floating_point() else value for key, value in inputs.items()}
         with recording(theirs, names) as seen:
             answers = library.call(theirs, inputs)
-        for _ in range(3):  # fast kernels are taken up once a shape has been seen
+        for _ in range(3 if number == 0 else 1):  # fast kernels are taken up once a shape has been seen
             mine = ours(**inputs)._asdict()
-        with kernel.plain(), recording(ours, {name: name for name in names}) as own:
+        with recording(ours, {name: name for name in names}) as own:
             ours(**inputs)
-        double = exact[case][0]
         for name in names:
-            if own[name].output.shape == double[name].shape:
-                layers[name].float32 = max(layers[name].float32, error(own[name].output, double[name]))
-                layers[name].noise = max(layers[name].noise, error(seen[name].output, double[name]))
+            if own[name].output.shape == exact[case][name].shape:
+                layers[name].float32 = max(layers[name].float32, error(own[name].output, exact[case][name]))
+                layers[name].noise = max(layers[name].noise, error(seen[name].output, exact[case][name]))
         for name, answer in answers.items():
-            layers[name].float32 = max(layers[name].float32, error(mine[name], double[name]))
-            layers[name].noise = max(layers[name].noise, error(answer, double[name]))
+            layers[name].float32 = max(layers[name].float32, error(mine[name], exact[case][name]))
+            layers[name].noise = max(layers[name].noise, error(answer, exact[case][name]))
 
 
-def _gradients(
-    library: Library, family: Family, theirs: nn.Module, ours: Model, batches: Any, result: Comparison, folder: Path
-) -> None:
+def _gradients(library: Library, pair: Pair, batches: Batches, result: Comparison, folder: Path) -> None:
     """Gradients of both, the reference's carried over by its own way of saving and our way of reading."""
-    inputs = next(iter(batches.values()))
+    theirs, ours, inputs = pair.theirs, pair.ours, next(iter(batches.values()))
     answers, mine = library.call(theirs, inputs), ours(**inputs)._asdict()
     generator = torch.Generator().manual_seed(1)
     losses = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
@@ -246,11 +265,7 @@ def _gradients(
     library.save(theirs, folder / "gradients")
     for parameter, value in zip(theirs.parameters(), values):
         parameter.data = value
-    found = locate(folder / "gradients")
-    shapes = {name: tuple(parameter.shape) for name, parameter in ours.named_parameters()}
-    table, names = family.table(ours.config, shapes), family.plain_names(found.stored)
-    table = [entry for entry in table if all(name in names for name in entry.theirs)]
-    expected = rules.read(table, lambda name: found.stored[names[name]].fetch(names[name]), shapes)
+    expected = _read_as_ours(pair.family, ours, folder / "gradients")
     largest = max((float(tensor.abs().max()) for tensor in expected.values()), default=1.0)
     for name, tensor in expected.items():
         gradient = ours.get_parameter(name).grad
@@ -261,11 +276,21 @@ def _gradients(
     ours.zero_grad(set_to_none=True)
 
 
+def _read_as_ours(family: Family, ours: Model, folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder under our names, as far as our model has them."""
+    stored = locate(folder).stored
+    shapes = {name: tuple(parameter.shape) for name, parameter in ours.named_parameters()}
+    names = family.plain_names(stored)
+    table = [entry for entry in family.table(ours.config, shapes) if all(name in names for name in entry.theirs)]
+    return rules.read(table, lambda name: stored[names[name]].fetch(names[name]), shapes)
+
+
 @torch.no_grad()
-def _export(library: Library, ours: Model, batches: Any, exact: Any, result: Comparison, folder: Path) -> None:
-    opened = library.open(export_model(ours, folder / "exported", library.name))
+def _export(library: Library, pair: Pair, batches: Batches, result: Comparison, folder: Path) -> None:
+    """What the reference makes of the folder that we write for it."""
+    opened = library.open(export_model(pair.ours, folder / "exported", library.name))
     worst = 0.0
     for case, inputs in batches.items():
         for name, answer in library.call(opened, inputs).items():
-            worst = max(worst, error(answer, exact[case][0][name]))
+            worst = max(worst, error(answer, pair.exact[case][name]))
     result.export = worst

@@ -1,0 +1,120 @@
+"""The certificate of each preset: what its last full verification measured, and the table made of them.
+
+`python -m zoo.verification.certificate [NAMES]` verifies presets at full size and writes
+`configs/certificates/NAME.json`; `--tables` only renews the tables in README.md and docs/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.config.resolve import resolve
+from zoo.errors import ZooError
+from zoo.presets import list_models
+from zoo.resources import folder
+from zoo.verification.run import verify
+
+START, END = "<!-- verified-models:start -->", "<!-- verified-models:end -->"
+
+
+def fingerprint(name: str) -> str:
+    """A hash of the preset's whole config: another value means that its certificate is out of date."""
+    text = json.dumps(resolve(name).model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def certify(name: str) -> dict[str, Any]:
+    """Verifies a preset at full size and returns its certificate.
+
+    Raises:
+        ZooError: it is not equal to its references.
+    """
+    small = verify(name, tiny=True)
+    large = verify(name, training=False)
+    if not (small.passed and large.passed):
+        raise ZooError(f"{name} is not verified:\n{large}\n{small}")
+    references = []
+    for each, little in zip(large.comparisons, small.comparisons):
+        gradients = max((each.gradients or little.gradients).values())
+        references.append(
+            {
+                "library": each.library,
+                "version": each.version,
+                "float64": each.worst("float64"),
+                "float32": each.worst("float32"),
+                "float32_of_the_reference": each.worst("noise"),
+                "gradients": gradients,
+                "gradients_at_full_size": bool(each.gradients),
+                "train_mode": max(little.training.values(), default=None),
+                "export": each.export if each.export is not None else little.export,
+            }
+        )
+    return {
+        "preset": name,
+        "config": fingerprint(name),
+        "parameters": large.parameters,
+        "references": references,
+        "unavailable": large.unavailable,
+    }
+
+
+def certificates() -> dict[str, dict[str, Any]]:
+    """The certificates at hand, by preset."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder("configs") / "certificates").glob("*.json"))}
+
+
+def table() -> str:
+    """The table of verified models, in Markdown."""
+    rows = [
+        "| preset | parameters | equal to | float64 | gradients | float32 (the reference's own) |",
+        "| --- | ---: | --- | ---: | ---: | ---: |",
+    ]
+    known = certificates()
+    for name in list_models():
+        if name not in known:
+            continue
+        for number, each in enumerate(known[name]["references"]):
+            first = (f"`{name}`", f"{known[name]['parameters']:,}") if number == 0 else ("", "")
+            errors = f"{each['float64']:.0e} | {each['gradients']:.0e} | {each['float32']:.0e} ({each['float32_of_the_reference']:.0e})"
+            rows.append(f"| {first[0]} | {first[1]} | {each['library']} {each['version']} | {errors} |")
+    return "\n".join(rows)
+
+
+def renew_tables(root: Path) -> list[Path]:
+    """Puts the table between the markers of README.md and of the documentation's pages; returns the pages changed."""
+    changed = []
+    for page in [page for page in (root / "README.md", *sorted((root / "docs").glob("**/*.md"))) if page.is_file()]:
+        text = page.read_text(encoding="utf-8")
+        renewed = with_table(text)
+        if renewed != text:
+            page.write_text(renewed, encoding="utf-8")
+            changed.append(page)
+    return changed
+
+
+def with_table(text: str) -> str:
+    """The text of a page with the current table between its markers."""
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    return f"{before}{START}\n{table()}\n{END}{after}" if start and end else text
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes certificates and tables."""
+    root = folder("configs").parent
+    target = folder("configs") / "certificates"
+    target.mkdir(exist_ok=True)
+    for name in [] if "--tables" in arguments else arguments or list_models():
+        certificate = certify(name)
+        (target / f"{name}.json").write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
+        print(name, [f"{each['library']} {each['float64']:.1e} {each['float32']:.1e}" for each in certificate["references"]], flush=True)
+    print("renewed", [str(page.relative_to(root)) for page in renew_tables(root)])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
