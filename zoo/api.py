@@ -76,7 +76,8 @@ def load(
             pretrained weights (`zoo list --pretrained`), or a Hub id.
         overrides: fields of its config to change; tensors that thereby change are resized or drawn
             afresh, and `model.load_report` says so.
-        device, dtype: as for `build`; by default the weights keep the type they are stored in.
+        device: where the model lives.
+        dtype: type of the weights (default: the type they are stored in).
 
     Raises:
         WeightsError: the weights cannot be read or do not fit; the message lists every tensor.

@@ -58,6 +58,8 @@ def part(kind: str, name: str) -> Any:
     Raises:
         UnknownNameError: no part of that kind has this name.
     """
+    if not isinstance(name, str):  # a config may hold anything here
+        raise unknown(kind, name, list_components(kind))
     if (kind, name) in _registered:
         return _registered[kind, name]
     if name in page(kind):
@@ -66,7 +68,11 @@ def part(kind: str, name: str) -> Any:
     if len(points) > 1:
         raise ZooError(f"two installed packages offer a {kind} called {name!r}: {', '.join(point.value for point in points)}")
     if points:
-        return _checked(kind, name, points[0].load())
+        try:
+            offered = points[0].load()
+        except (ImportError, AttributeError) as error:
+            raise ZooError(f"the {kind} {name!r} of an installed package, {points[0].value}, cannot be imported: {error}") from error
+        return _checked(kind, name, offered)
     raise unknown(kind, name, list_components(kind))
 
 
@@ -107,10 +113,10 @@ def _resolve(kind: str, name: str, target: str) -> type:
 
 
 def _checked(kind: str, name: str, cls: type) -> type:
-    config = getattr(cls, "Config", None)
+    config: Any = getattr(cls, "Config", None)
     field = getattr(config, "model_fields", {}).get("type")
-    if field is None or field.default != name:
-        raise ZooError(f'{cls.__name__} is no {kind} part: it needs a nested Config with `type: Literal["{name}"] = "{name}"`')
+    if field is None or field.default != name or config.kind != kind:
+        raise ZooError(f'{cls.__name__} is no {kind} part: it needs a nested Config of that kind with `type: Literal["{name}"] = "{name}"`')
     return cls
 
 

@@ -71,9 +71,10 @@ class ResidualBlock(nn.Module):
         return normed
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module, norm: nn.Module) -> Tensor:
+        branch = self.dropout(branch)
         if self.order == "branch":
             branch = norm(branch)
-        x = x + self.drop_path(scale(self.dropout(branch)))
+        x = x + self.drop_path(scale(branch))
         return norm(x) if self.order == "post" else x
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo.checkpoint import rules
 from zoo.checkpoint.locate import Found, locate
 from zoo.checkpoint.report import LoadReport
+from zoo.config.merge import differing_fields
 from zoo.config.resolve import merge_overrides, resolve, resolve_unchanged, validate
 from zoo.errors import WeightsError
 from zoo.model.base import Model
@@ -126,7 +127,7 @@ def _fit(
         elif adapted is not None:
             fitted[name] = adapted[0]
             report.add("resized", name, adapted[1])
-        elif name in theirs and not foreign and not name.startswith("head."):
+        elif name in theirs and not name.startswith("head.") and not _other_part(name, source, model):
             problems.append(f"{name}: {list(theirs[name].shape)} cannot become {list(parameter.shape)}")
         else:
             why = f"{list(theirs[name].shape)} became {list(parameter.shape)}" if name in theirs else "new here"
@@ -137,8 +138,10 @@ def _fit(
                 problems.append(f"{name}: there, but not in this model")
             report.add("ignored", name, "no part of this model")
     if problems:
+        differing = differing_fields(source.config, model.config)
+        configs = [f"{path} is {there!r} there, {here!r} here" for path, there, here in differing if not path.startswith("init")]
         what = f"{report.place}: these weights are not those of the model, and no override asked for the difference"
-        raise WeightsError(_listed(what, problems))
+        raise WeightsError(_listed(what, configs[:8] + problems))
     replaced = {entry.name for entry in report.of("resized") + report.of("re-initialised") + report.of("ignored")}
     report.entries = [e for e in report.entries if e.status not in ("loaded", "renamed") or e.name not in replaced]
     return fitted
@@ -149,6 +152,16 @@ def _changed(name: str, source: Model, model: Model) -> bool:
     owner = name.rpartition(".")[0]
     grids = [getattr(root.get_submodule(owner), "grid", None) for root in (source, model)]
     return source.get_parameter(name).shape != model.get_parameter(name).shape or grids[0] != grids[1]
+
+
+def _other_part(name: str, source: Model, model: Model) -> bool:
+    """Whether the part that owns a tensor was exchanged for one of another type."""
+    owner = name.rpartition(".")[0]
+    while owner:
+        if type(source.get_submodule(owner)) is not type(model.get_submodule(owner)):
+            return True
+        owner = owner.rpartition(".")[0]
+    return False
 
 
 def _adapt(name: str, tensor: Tensor, source: Model, model: Model) -> tuple[Tensor, str] | None:

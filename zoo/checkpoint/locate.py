@@ -28,7 +28,7 @@ class Found(NamedTuple):
 
 
 def families() -> list[Family]:
-    """The reference families, by the names on the registry's page `family`."""
+    """The reference families that we read and write."""
     from zoo.checkpoint.huggingface_vit import HuggingFaceDeiT, HuggingFaceViT
     from zoo.checkpoint.timm_vit import TimmViT
 

@@ -117,7 +117,8 @@ def _architecture(args: dict[str, Any], norm: str, eps: float, block: Any, wante
         same_norm = theirs["name"] == norm and theirs["eps"] == eps
         same_embed = (embed is None) == (args["embed_norm"] is None) and (embed is None or embed == args["embed_norm"])
         # timm passes over arguments that are null, so an architecture's own layer scale cannot be taken away
-        plain = not {"class", "attn_layer"} & set(known) and (args["init_values"] is not None or "init_values" not in known)
+        scaled = "init_values" in known and known.get("block_fn") != "ResPostBlock"
+        plain = not {"class", "attn_layer"} & set(known) and (args["init_values"] is not None or not scaled)
         same_rest = known.get("mlp_layer", "Mlp") == mlp and known.get("block_fn", "Block") == function
         if plain and same_norm and same_embed and same_rest:
             del args["embed_norm"]
@@ -134,7 +135,9 @@ def _norm_name(wanted: Wanted, path: str, norm: Any) -> tuple[str, float]:
 
 def _embedding_arguments(embedding: Any, norm: Any, wanted: Wanted) -> dict[str, Any]:
     position = embedding.position
-    if position is not None:
+    if position is None:
+        wanted.expect("embedding.dropout", embedding.dropout, 0.0)  # timm then has no dropout there either
+    else:
         wanted.part("embedding.position", position, "learned")
         wanted.expect("embedding.position.square", position.square, False)
         if embedding.flexible:

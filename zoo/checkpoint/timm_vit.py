@@ -132,6 +132,7 @@ def _joined(theirs: str, ours: str, *parts: str) -> list[Rule]:
 def _embedding(fields: Fields, norm: dict[str, Any]) -> dict[str, Any]:
     pre_norm, flexible, pad = (fields.flag(name, False) for name in ("pre_norm", "dynamic_img_size", "dynamic_img_pad"))
     learned = fields.choice("pos_embed", {"learn": True, "none": False, "": False}, "learn")
+    dropout = fields.number("pos_drop_rate", 0.0, whole=False)
     return {
         "type": "patch",
         "image_size": fields.take("img_size", 224),
@@ -144,7 +145,7 @@ def _embedding(fields: Fields, norm: dict[str, Any]) -> dict[str, Any]:
         "prefix_position": not fields.flag("no_embed_class", False),
         "norm": _norm(fields, "embed_norm_layer", None),
         "output_norm": norm if pre_norm else None,
-        "dropout": fields.number("pos_drop_rate", 0.0, whole=False),
+        "dropout": dropout if learned else 0.0,  # without positions timm passes over their dropout
         "patch_dropout": fields.number("patch_drop_rate", 0.0, whole=False),
         "flexible": flexible,
         "edges": "pad" if pad else "refuse" if flexible else "cut",

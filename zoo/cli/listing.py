@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -80,7 +81,7 @@ def components(
         for one, about in described.items():
             print(f"  {one:18}{about['summary']}")
             for field in about["fields"] if name is not None else []:
-                print(f"    {field['name']:16}{field['type']:24}{field['default']:14}{field['description']}")
+                print(f"    {field['name']:16}{field['type']:24} {field['default']:14} {field['description']}")
 
 
 def schema(
@@ -110,12 +111,13 @@ def schema(
 
 def _described(kind: str, name: str) -> dict[str, Any]:
     from zoo import registry
+    from zoo.config.docs import field_docs
 
     part = registry.part(kind, name)
-    fields = []
+    fields, docs = [], field_docs(part.Config)
     for field, info in part.Config.model_fields.items():
         default = "needed" if info.is_required() else str(info.default).lower() if info.default in (None, True, False) else str(info.default)
-        fields.append({"name": field, "type": _type(info), "default": default, "description": info.description or ""})
+        fields.append({"name": field, "type": _type(info), "default": default, "description": docs.get(field, "")})
     return {"summary": (part.__doc__ or "").strip().partition("\n")[0], "fields": [f for f in fields if f["name"] != "type"]}
 
 
@@ -125,10 +127,22 @@ def _type(info: Any) -> str:
     slot = slot_of(info)
     if slot is not None:
         return f"{slot.kind}{' or none' if slot.optional else ''}"
-    text = getattr(info.annotation, "__name__", None) if isinstance(info.annotation, type) else str(info.annotation)
-    for old, new in (("typing.", ""), ("Annotated[", ""), ("NoneType", "none")):
-        text = str(text).replace(old, new)
-    return text.partition(", FieldInfo")[0].replace("Literal[", "").replace("]", "").replace(" | None", " or none")
+    return _words(info.annotation)
+
+
+def _words(annotation: Any) -> str:
+    """A type as people say it: `whole number or none`."""
+    names = {int: "whole number", float: "number", bool: "true or false", str: "word", type(None): "none", dict: "mapping"}
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _words(inner[0])
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(_words(each) for each in inner)
+    if origin in (list, tuple):
+        return f"list of {_words(inner[0])}s" if origin is list else f"{len(inner)} {_words(inner[0])}s"
+    return names.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def _count(part: Any) -> int:

@@ -79,17 +79,17 @@ class Slot:
         if value is None or (value == "none" and "none" not in registry.page(self.kind)):
             if self.optional:
                 return None
-            raise PydanticCustomError("slot", _literal(f"a {self.kind} is needed here: {self._names()}"))
+            raise PydanticCustomError("slot", literal(f"a {self.kind} is needed here: {self._names()}"))
         name = self.type_of(value)
         if name is None:
-            raise PydanticCustomError("slot", _literal(f"no type given; expected a {self.kind}: {self._names()}"))
+            raise PydanticCustomError("slot", literal(f"no type given; expected a {self.kind}: {self._names()}"))
         try:
             cls = registry.part(self.kind, name).Config
         except ZooError as error:
-            raise PydanticCustomError("slot", _literal(str(error))) from None
+            raise PydanticCustomError("slot", literal(str(error))) from None
         if isinstance(value, Config):
             if not isinstance(value, cls):
-                raise PydanticCustomError("slot", _literal(f"{type(value).__name__} is no config of a {self.kind}"))
+                raise PydanticCustomError("slot", literal(f"{type(value).__name__} is no config of a {self.kind}"))
             return value
         fields = {} if isinstance(value, str) else dict(value)
         checked: Config = cls.model_validate({**fields, "type": name})
@@ -124,15 +124,15 @@ def within(place: str | int, problems: Iterable[Problem]) -> Iterator[Problem]:
 def raise_problems(title: str, problems: Iterable[Problem]) -> None:
     """Raises one pydantic error that lists all problems, or does nothing when there are none."""
     lines = [
-        InitErrorDetails(type=PydanticCustomError("config", _literal(message)), loc=path, input=None)
+        InitErrorDetails(type=PydanticCustomError("config", literal(message)), loc=path, input=None)
         for path, message in problems
     ]
     if lines:
         raise ValidationError.from_exception_data(title, lines)
 
 
-def _literal(message: str) -> Any:
-    # pydantic fills {placeholders} of a message template; a message of ours has none
+def literal(message: str) -> Any:
+    """A message as a template of pydantic's, which would fill in what stands in braces."""
     return message.replace("{", "(").replace("}", ")")
 
 
@@ -151,8 +151,11 @@ def _pair(value: Any) -> Any:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+LARGEST = 10_000_000
+"""No size of a part is larger: beyond it lies a slip of the keyboard, not a model."""
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Pair = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
+_Two = tuple[PositiveInt, PositiveInt]
+Pair = Annotated[_Two, BeforeValidator(_pair, json_schema_input_type=Union[PositiveInt, _Two])]
 """A height and a width; one number means both."""

@@ -46,8 +46,7 @@ def unflatten(overrides: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(f"{path}: {step!r} was set to {place!r} before, so nothing can be set inside it")
         if not last or not all(parents):
             raise ConfigError(f"{path!r} is no path of a field: expected names joined by dots, as in head.classes")
-        if isinstance(value, Mapping):
-            value = unflatten(value)
+        value = _unflattened(value)
         _put(place, last, value)
     return nested
 
@@ -60,6 +59,12 @@ def _put(place: dict[str, Any], name: str, value: Any) -> None:
             _put(place[name], inner, each)
     else:
         place[name] = value
+
+
+def _unflattened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return unflatten(value)
+    return [_unflattened(item) for item in value] if isinstance(value, list) else value
 
 
 def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
@@ -157,3 +162,12 @@ def difference(base: Config, changed: Config, slot: Slot) -> dict[str, Any]:
         nested = difference(old, new, inner) if both and inner is not None else new
         change[name] = nested.model_dump() if isinstance(nested, Config) else nested
     return change
+
+
+def differing_fields(base: Any, changed: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two configs differ: (path, value there, value here), a part of another type as one difference."""
+    if not (isinstance(base, Config) and isinstance(changed, Config)) or type(base) is not type(changed):
+        shown = [getattr(value, "type", value) for value in (base, changed)]
+        return [] if base == changed else [(path, *shown)]
+    names = type(base).model_fields
+    return [entry for name in names for entry in differing_fields(getattr(base, name), getattr(changed, name), f"{path}.{name}".lstrip("."))]

@@ -48,7 +48,10 @@ def merge_overrides(fields: Mapping[str, Any], overrides: Mapping[str, Any] | No
     """`overrides` (nested or dotted) laid over the fields of a model."""
     if overrides is not None and not isinstance(overrides, Mapping):
         raise ConfigError(f"overrides: expected a mapping such as {{'head.classes': 10}}, got {overrides!r}")
-    merged: dict[str, Any] = merge(fields, unflatten(overrides or {}), MODEL)
+    try:
+        merged: dict[str, Any] = merge(fields, unflatten(overrides or {}), MODEL)
+    except RecursionError:
+        raise ConfigError("overrides: nested too deeply") from None
     return merged
 
 
@@ -58,6 +61,8 @@ def validate(fields: Mapping[str, Any], place: str = "") -> Config:
         config = MODEL.validate(fields)
     except ValidationError as error:
         raise config_error(error, place) from None
+    except RecursionError:
+        raise ConfigError(f"{place or 'the config'}: nested too deeply") from None
     except ValueError as error:
         raise ConfigError(f"{place}: {error}" if place else str(error)) from None
     assert config is not None

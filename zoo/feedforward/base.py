@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from zoo import kernel
 from zoo.config import Config, Problem, Slot
-from zoo.config.base import PositiveInt, Probability
+from zoo.config.base import PositiveInt, Probability, literal
 from zoo.errors import did_you_mean, one_of
 
 
@@ -49,5 +50,5 @@ def known_activation(name: str) -> str:
     """`name`, if the kernel has an activation of that name."""
     if name not in kernel.ACTIVATIONS:
         hint = did_you_mean(name, kernel.ACTIVATIONS) or f"; expected {one_of(kernel.ACTIVATIONS)}"
-        raise ValueError(f"unknown activation {name!r}{hint}")
+        raise PydanticCustomError("config", literal(f"unknown activation {name!r}{hint}"))
     return name

@@ -22,9 +22,9 @@ ZOO_KERNEL=plain turns it off; `Linear.forget()`, `.train()`, `.to()` and loadin
 
 It must never be stale. It is used only if every weight is the same object, at the same version (torch counts
 each operation that writes to it), address and shape as when it was prepared. Writing through `weight.data`
-does not count as a version; against that 64 elements spread over the weight are compared on every call (2
-microseconds), which sees whatever writes the whole weight (an average of weights, an old-style optimiser, a
-re-initialisation). A write of single elements through `.data` or a numpy view is the one thing it can miss:
+does not count as a version; against that at least one element of every row is compared on every call (some
+microseconds), which sees whatever writes whole weights or whole rows (an average of weights, an old-style
+optimiser, pruning). A write of a few elements through `.data` or a numpy view is the one thing it can miss:
 write under `torch.no_grad()` instead, or call `forget()`.
 """
 
@@ -40,7 +40,6 @@ from zoo.kernel.switch import fast, product_dtype
 
 ROWS = range(4, 2049)
 WEIGHTS = 2**15
-SAMPLE = 64
 
 
 class Source:
@@ -52,9 +51,10 @@ class Source:
         self.weight = weakref.ref(weight)
         self.version, self.address, self.shape = weight._version, weight.data_ptr(), weight.shape
         # The view keeps the storage alive, so that no other weight can come to lie at this address. Compared
-        # as integers, because a not-a-number differs from itself. The step is odd, lest it walk a column.
+        # as integers, because a not-a-number differs from itself. One step less than a row (or column) is long
+        # walks through every row and through all columns by turns.
         flat = weight.detach().view(-1).view(torch.int32)
-        self.live = flat[:: (flat.numel() // SAMPLE) | 1]
+        self.live = flat[:: max(min(weight.shape) - 1, 1)]
         self.sample = self.live.clone()
 
     def unchanged(self, weight: Tensor) -> bool:

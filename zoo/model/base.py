@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -13,7 +12,8 @@ from zoo.config import Config, Slot
 from zoo.errors import InputError, did_you_mean, one_of
 from zoo.registry import make
 
-Choice = "bool | Collection[int] | None"
+CALL_ARGUMENTS = ("attention_mask", "output_hidden_states", "output_attentions")
+"""What the call of every model takes beside its inputs."""
 
 
 class ModelConfig(Config):
@@ -74,7 +74,8 @@ def bind(inputs: tuple[Any, ...], named: dict[str, Any], names: tuple[str, ...],
         if name not in names + options:
             if value is None:
                 continue  # an option that a caller passes on unset asks for nothing
-            hint = did_you_mean(name, names + options) or f"; it takes {', '.join(names + options)}"
+            known = (*names, *options, *CALL_ARGUMENTS)
+            hint = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
             raise InputError(f"{name}: this model cannot honour such an argument{hint}")
         bound[name] = value
     if bound.get(names[0]) is None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.config import Config, Problem, Slot, within
-from zoo.config.base import PositiveInt, Probability
+from zoo.config.base import PositiveInt, Probability, raise_problems
 from zoo.config.merge import difference, merge
+from zoo.config.messages import found
 from zoo.layout import Layout
 from zoo.registry import make
 from zoo.stack.base import StackConfig
@@ -49,8 +50,14 @@ class UniformStack(nn.Module):
             block = info.data.get("block")
             if pattern is None or block is None:
                 return pattern
-            whole = [BLOCK.validate(merge(block, change, BLOCK)) for change in pattern]
-            return [difference(block, changed, BLOCK) for changed in whole]
+            changes, problems = [], []
+            for number, change in enumerate(pattern):
+                try:
+                    changes.append(difference(block, BLOCK.validate(merge(block, change, BLOCK)), BLOCK))
+                except ValidationError as error:
+                    problems += list(within(number, found(error)))
+            raise_problems("pattern", problems)
+            return changes
 
         def blocks(self) -> list[Any]:
             """The config of each block, from the first to the last."""

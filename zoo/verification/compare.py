@@ -78,8 +78,10 @@ def fed(module: nn.Module, name: str, seen: Seen, layout: Layout, inputs: Mappin
     x = seen.inputs[0]
     if name == "head":
         # the reference's last linear layer sees the pooled vector: the rest of our head has no counterpart
-        last: Tensor = module.output(x) if x.ndim == 2 and getattr(module, "output", None) is not None else _first(module(x, layout))
-        return last
+        last = getattr(module, "output", None)
+        if x.ndim == 2:
+            return x if last is None else _first(last(x))
+        return _first(module(x, layout))
     takes_layout = name.endswith("attention") or name.rpartition(".")[2].isdigit()
     return _first(module(x, layout) if takes_layout else module(x))
 

@@ -47,8 +47,8 @@ class Comparison:
 
     library: str
     version: str
-    exchanged: bool = False
-    """Whether ours was asked to differ from the reference."""
+    exchanged: list[str] = field(default_factory=list)
+    """What ours was asked to have otherwise than the reference."""
     layers: list[Layer] = field(default_factory=list)
     gradients: dict[str, float] = field(default_factory=dict)
     """For each parameter, the difference of its gradient in float64."""
@@ -118,6 +118,7 @@ class Report:
                     "version": each.version,
                     "passed": each.passed,
                     "first_divergence": each.first_divergence,
+                    "exchanged": each.exchanged,
                     "suspects": each.suspects,
                     "cases": each.cases,
                     "float64": each.worst("float64"),
@@ -137,7 +138,8 @@ class Report:
             lines.append(f"not compared with {library}: {reason}")
         for each in self.comparisons:
             lines += ["", *_table(each)]
-        if len(self.comparisons) != 1 or self.unavailable:
+        asked = any(each.exchanged for each in self.comparisons)
+        if (len(self.comparisons) != 1 or self.unavailable) and (self.passed or not asked):
             lines += ["", "everything agrees" if self.passed else "NOT VERIFIED"]
         return "\n".join(lines)
 
@@ -150,7 +152,8 @@ def _table(each: Comparison) -> list[str]:
     noisy = all(layer.passed for layer in each.layers)
     shown = [layer for layer in each.layers if not (noisy and re.search(r"layers\.\d+\.", layer.name))]
     for layer in shown:
-        mark = "" if layer.passed else "  <- bug" if layer.diverges else "  <- not noise"
+        word = "differs" if each.exchanged else "bug"
+        mark = "" if layer.passed else f"  <- {word}" if layer.diverges else "  <- follows" if each.exchanged else "  <- not noise"
         numbers = "".join(f"{value:11.1e}" for value in (layer.own, layer.float64, layer.float32, layer.noise))
         lines.append(f"{layer.name:34}{numbers}{mark}")
     if each.gradients:
@@ -168,4 +171,8 @@ def _table(each: Comparison) -> list[str]:
     if own:
         inner = [name for name in own if not any(other.startswith(name + ".") for other in own)]
         lines.append(f"modules that compute something else: {', '.join(inner[:8])}{' ...' if len(inner) > 8 else ''}")
+    if each.exchanged:
+        equal = sum(not layer.diverges for layer in each.layers)
+        lines.append(f"modules that, fed alike, equal the reference: {equal} of {len(each.layers)}")
+    lines += [f"asked for: {change}" for change in each.exchanged]
     return lines + [f"suspect: {suspect}" for suspect in each.suspects]

@@ -15,6 +15,7 @@ from zoo.checkpoint.family import Family
 from zoo.checkpoint.load import load_model
 from zoo.checkpoint.locate import families, locate
 from zoo.checkpoint.save import export_model, family_for
+from zoo.config.merge import differing_fields
 from zoo.config.resolve import merge_overrides, resolve, resolve_unchanged, validate
 from zoo.errors import ConfigError, UnknownNameError, did_you_mean
 from zoo.model.base import Model
@@ -75,7 +76,8 @@ def verify(
             report.unavailable[library_name] = str(problem)
             continue
         library = libraries()[library_name]()
-        comparison = Comparison(library.name, library.version, exchanged=changes is not None)
+        exchanged = [f"{path} is {new!r} instead of {old!r}" for path, old, new in differing_fields(base, ours)]
+        comparison = Comparison(library.name, library.version, exchanged)
         with tempfile.TemporaryDirectory() as folder:
             for number, saved in enumerate(_references(library, family, values, stored, Path(folder), seed, tell)):
                 tell(f"comparing with {library_name}, weights {number + 1}")
@@ -83,7 +85,7 @@ def verify(
                 comparison.cases = comparison.cases or list(batches)
                 if number > 0:  # the other ways through the model need no second scale of weights
                     batches = {name: batch for name, batch in batches.items() if name == comparison.cases[0]}
-                pair = _opened(library, family, saved, changes)
+                pair = _opened(library, family, saved, changes, seed)
                 _compare(library, pair, batches, comparison)
                 if number == 0 and gradients:
                     tell(f"comparing gradients with {library_name}")
@@ -192,9 +194,11 @@ class Pair(NamedTuple):
     """What the reference's modules and outputs give in float64, for each case."""
 
 
-def _opened(library: Library, family: Family, saved: Path, changes: Any) -> Pair:
+def _opened(library: Library, family: Family, saved: Path, changes: Any, seed: int) -> Pair:
     theirs = library.open(saved)
-    ours = load_model(saved, changes, None, torch.float64).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # an exchanged part's weights may be fresh ones
+        ours = load_model(saved, changes, None, torch.float64).eval()
     return Pair(family, theirs, ours, pairs(family.taps, theirs, ours, len(ours.stack.layers)), {})
 
 
@@ -219,7 +223,7 @@ def _compare(library: Library, pair: Pair, batches: Batches, result: Comparison)
             layer = layers.setdefault(name, Layer(name))
             layer.float64 = max(layer.float64, error(mine[name], answer))
         wrong = next((name for name in names if not alone[name] <= TOLERANCE), None)
-        if wrong is not None and not result.suspects:
+        if wrong is not None and not result.suspects and not result.exchanged:
             result.suspects = suspects(ours, wrong, seen[wrong], layout, inputs)
     result.layers = list(layers.values())
 

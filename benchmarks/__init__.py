@@ -1,0 +1,1 @@
+"""Speed against the peers: ratios of interleaved runs in one process, on equal work and equal weights."""

@@ -1,0 +1,1 @@
+"""An attention part for zoo, in a package of its own."""

@@ -1,0 +1,32 @@
+"""Certificates and the tables made of them are those of today's presets."""
+
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo.verification.certificate import certificates, fingerprint, with_table
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_a_preset_has_a_certificate_of_its_present_config(name):
+    """`make certificates` renews one that is out of date."""
+    known = certificates()
+    assert name in known, f"{name} has no certificate: python -m zoo.verification.certificate {name}"
+    assert known[name]["config"] == fingerprint(name)
+    assert known[name]["parameters"] == zoo.build(name, device="meta").num_parameters()
+    for reference in known[name]["references"]:
+        assert reference["float64"] <= 1e-10 and reference["gradients"] <= 1e-10 and reference["export"] <= 1e-10
+        assert reference["float32"] <= max(3 * reference["float32_of_the_reference"], 2e-6)
+
+
+def test_no_certificate_without_a_preset():
+    assert set(certificates()) <= set(zoo.list_models())
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("**/*.md"))])
+def test_the_tables_are_up_to_date(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert with_table(text) == text, "python -m zoo.verification.certificate --tables"

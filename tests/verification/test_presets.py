@@ -1,0 +1,70 @@
+"""Every preset equals its references: small here, at full size in the slow run."""
+
+import pytest
+
+import zoo
+
+TIMM_ONLY = {"deit3-small": "embedding.prefix_position", "vit-base-registers": "embedding.class_token"}
+
+
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_a_preset_equals_its_references(name):
+    """Forward, gradients, train mode and export, in float64 to 1e-10 and in float32 to the reference's own noise."""
+    report = zoo.verify(name, tiny=True)
+    assert report.passed, str(report)
+    expected = {"timm"} if name in TIMM_ONLY else {"timm", "transformers"}
+    assert {each.library for each in report.comparisons} == expected
+    for each in report.comparisons:
+        assert each.worst("float64") <= 1e-10
+        assert len(each.gradients) > 30 and len(each.training) >= 2 and each.export is not None
+        assert {"embedding", "stack.layers.0.attention", "stack.layers.1", "logits"} <= {layer.name for layer in each.layers}
+    if name in TIMM_ONLY:
+        assert TIMM_ONLY[name] in report.unavailable["transformers"]
+
+
+@pytest.mark.parametrize("overrides", [
+    {"embedding.image_size": [12, 25], "embedding.patch_size": [4, 5], "embedding.channels": 1,
+     "embedding.position": {"type": "learned", "square": True}},
+    {"stack.block.attention.bias": False, "head.classes": 3},
+    {"stack.block.feedforward.activation": "quick-gelu", "stack.block.norm.eps": 1e-3, "stack.final_norm.eps": 1e-3},
+    {"head": {"type": "pooler", "size": 9, "activation": "relu"}},
+    {"head": None},
+    {"stack.block.attention": {"heads": 2, "head_size": 5}},
+])  # fmt: skip
+def test_hugging_face_configs(overrides, tmp_path):
+    """Configs of Hugging Face's ViT that no preset has; each is the reference's own, not an exchange."""
+    config = zoo.get_config("vit-tiny", {"stack.depth": 2, "embedding.image_size": 32, "stack.width": 24, **overrides})
+    report = zoo.verify(config, reference="transformers")
+    assert report.passed, str(report)
+    assert report.comparisons[0].exchanged == []
+
+
+@pytest.mark.parametrize("overrides", [
+    {"embedding.class_token": False, "embedding.registers": 2, "head.pool": "mean-max"},
+    {"embedding.flexible": True, "embedding.edges": "refuse", "embedding.position.resample": "bicubic-antialias"},
+    {"embedding.flexible": True, "embedding.edges": "pad", "embedding.position.resample": "bicubic-antialias"},
+    {"embedding.position": None, "head.pool": {"type": "max", "prefix": True}},
+    {"embedding.output_norm": {"type": "layer-norm", "eps": 1e-6}, "embedding.bias": False},
+    {"stack.block.attention.qk_norm": {"type": "layer-norm", "eps": 1e-6}, "stack.block.layer_scale": 0.1},
+    {"stack.block.attention.output_norm": {"type": "layer-norm", "eps": 1e-6},
+     "stack.block.feedforward.norm": {"type": "layer-norm", "eps": 1e-6}},
+    {"stack.block.feedforward": {"type": "gated", "hidden": 20, "activation": "silu"}, "stack.block.layer_scale": 0.1},
+    {"stack.block.order": "branch"},
+    {"head.pool": {"type": "attention", "attention": {"heads": 3}, "norm": {"eps": 1e-6}, "feedforward": {"ratio": 4}}},
+    {"head.pool": "none"},
+    {"head.pool": "mean", "head.norm": {"type": "layer-norm", "eps": 1e-6}, "stack.final_norm": None},
+    {"head.classes": 0},
+])  # fmt: skip
+def test_timm_configs(overrides):
+    """Configs of timm's VisionTransformer that no preset has."""
+    config = zoo.get_config("vit-tiny", {"stack.depth": 2, "embedding.image_size": 32, "stack.width": 24, **overrides})
+    report = zoo.verify(config, reference="timm")
+    assert report.passed, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit-tiny", "vit-small", "deit-small", "deit3-small", "vit-base", "vit-base-registers"])
+def test_a_preset_equals_its_references_at_full_size(name):
+    """The published sizes; larger ones are certified by `make certificates`."""
+    report = zoo.verify(name, training=False)
+    assert report.passed, str(report)
