@@ -73,9 +73,12 @@ def redraw() -> Callable[..., Any]:
 @pytest.fixture
 def model_of(redraw: Callable[..., Any]) -> Callable[..., Any]:
     """A function that builds the tiny model with overrides: float64, redrawn, in eval mode."""
+    import torch
+
     import zoo
 
     def make(overrides: dict[str, Any] | None = None, dtype: Any = "float64") -> Any:
+        torch.manual_seed(0)
         return redraw(zoo.build(copy.deepcopy(TINY), overrides, dtype=dtype)).eval()
 
     return make

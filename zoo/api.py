@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from zoo.config import Config
     from zoo.model.base import Model
+    from zoo.training.session import TrainingResult
     from zoo.verification.report import Report
 
 Source = "str | Path | Config | Mapping[str, Any]"
@@ -135,16 +136,23 @@ def verify(
     return run(target, overrides, weights=weights, reference=reference, **options)
 
 
-def train(run: Any, overrides: Mapping[str, Any] | None = None) -> Any:
+def train(run: Any, overrides: Mapping[str, Any] | None = None, **options: Any) -> TrainingResult:
     """Trains by a run config: the name of a shipped one, a YAML file or a mapping.
+
+    Args:
+        overrides: fields of the run to change: `{"trainer.max_epochs": 3, "model.stack.depth": 2}`.
+        options: `overwrite` and `resume`, for a folder that holds a run already; `progress`.
+
+    Returns:
+        The run's folder and its metrics.
 
     Raises:
         UnknownNameError, ConfigError: the run does not exist or does not describe one.
         MissingExtraError: the extra `train` is not installed.
     """
-    from zoo.train.run import train as start
+    from zoo.training.run import train as start
 
-    return start(run, overrides)
+    return start(run, overrides, **options)
 
 
 __all__ = ["ConfigError", "build", "export", "get_config", "load", "save", "train", "verify"]

@@ -71,7 +71,7 @@ def part(kind: str, name: str) -> Any:
         try:
             offered = points[0].load()
         except (ImportError, AttributeError) as error:
-            raise ZooError(f"the {kind} {name!r} of an installed package, {points[0].value}, cannot be imported: {error}") from error
+            raise ZooError(f"{kind} {name!r}: {points[0].value} of an installed package cannot be imported: {error}") from error
         return _checked(kind, name, offered)
     raise unknown(kind, name, list_components(kind))
 
@@ -116,7 +116,8 @@ def _checked(kind: str, name: str, cls: type) -> type:
     config: Any = getattr(cls, "Config", None)
     field = getattr(config, "model_fields", {}).get("type")
     if field is None or field.default != name or config.kind != kind:
-        raise ZooError(f'{cls.__name__} is no {kind} part: it needs a nested Config of that kind with `type: Literal["{name}"] = "{name}"`')
+        needed = f'it needs a nested Config of that kind with `type: Literal["{name}"] = "{name}"`'
+        raise ZooError(f"{cls.__name__} is no {kind} part: {needed}")
     return cls
 
 

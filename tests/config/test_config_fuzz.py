@@ -57,7 +57,9 @@ def mutate(fields: dict[str, Any], draw: random.Random) -> dict[str, Any]:
                 other = other[step]
             place[key] = copy.deepcopy(other)
         elif isinstance(place[key], (int, float)) and not isinstance(place[key], bool):
-            place[key] = draw.choice((place[key] * -1, place[key] + 1, place[key] * 2, place[key] / 3, place[key] * 10**9, str(place[key])))
+            place[key] = draw.choice(
+                (place[key] * -1, place[key] + 1, place[key] * 2, place[key] / 3, place[key] * 10**9, str(place[key]))
+            )
         if not list(places(fields)):
             break
     return fields
@@ -131,7 +133,13 @@ def test_mutated_presets(seed: int) -> None:
         message = outcome(fields, overrides, build=number % 5 == 0)
         valid += message == "valid"
         if message != "valid":
-            assert any(name in message for name in names) or "unknown field of" in message or "no path of a field" in message or "unknown model" in message or "nested too deeply" in message, message
+            assert (
+                any(name in message for name in names)
+                or "unknown field of" in message
+                or "no path of a field" in message
+                or "unknown model" in message
+                or "nested too deeply" in message
+            ), message
             assert len(message) < 10_000, message[:200]
     assert 20 < valid < 600
 

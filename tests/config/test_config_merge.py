@@ -180,7 +180,9 @@ def test_a_config_is_not_changed_by_overrides_on_it() -> None:
     assert config.model_dump() == before
 
 
-@pytest.mark.parametrize("overrides", [{"head.classes": 7}, {"stack.block.norm": "rms-norm"}, {"head": None}, {"stack.depth": 2, "init.std": 1.0}])
+@pytest.mark.parametrize(
+    "overrides", [{"head.classes": 7}, {"stack.block.norm": "rms-norm"}, {"head": None}, {"stack.depth": 2, "init.std": 1.0}]
+)
 def test_a_difference_laid_over_its_base_gives_the_change(overrides: dict[str, Any]) -> None:
     base, changed = zoo.get_config("vit-tiny"), zoo.get_config("vit-tiny", overrides)
     change = difference(base, changed, MODEL)

@@ -104,7 +104,12 @@ def test_every_slot_is_a_union_of_the_registered_parts(kind: str, schemas: dict[
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_field_is_described(kind: str, schemas: dict[str, Any]) -> None:
     parts = {name: each for name, each in schemas[kind]["$defs"].items() if "." in name}
-    bare = [f"{n}.{f}" for n, each in parts.items() for f, v in each["properties"].items() if f != "type" and not v.get("description")]
+    bare = [
+        f"{n}.{f}"
+        for n, each in parts.items()
+        for f, v in each["properties"].items()
+        if f != "type" and not v.get("description")
+    ]
     assert bare == []
 
 

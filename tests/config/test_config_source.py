@@ -97,7 +97,9 @@ def test_a_cycle_by_another_spelling_of_the_path(tmp_path: Path) -> None:
 
 
 def test_a_missing_parent_is_named(tmp_path: Path) -> None:
-    assert "a.yaml: extends: unknown model 'vit-tny'; did you mean 'vit-tiny'" in refused(write(tmp_path, a="extends: vit-tny\n"))
+    assert "a.yaml: extends: unknown model 'vit-tny'; did you mean 'vit-tiny'" in refused(
+        write(tmp_path, a="extends: vit-tny\n")
+    )
     message = refused(write(tmp_path, b="extends: missing.yaml\n"))
     assert "missing.yaml: no such file" in message
 
@@ -216,7 +218,9 @@ def test_huge_nesting_is_refused(depth: int, brackets: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["lists", "mappings", "merges"])
 def test_aliases_that_multiply_are_refused(kind: str, tmp_path: Path) -> None:
-    lines = {"lists": ["a0: &a0 [x, x, x, x, x, x, x, x, x]"], "mappings": ["a0: &a0 {k: x}"], "merges": ["a0: &a0 {k: x}"]}[kind]
+    lines = {"lists": ["a0: &a0 [x, x, x, x, x, x, x, x, x]"], "mappings": ["a0: &a0 {k: x}"], "merges": ["a0: &a0 {k: x}"]}[
+        kind
+    ]
     for step in range(1, 30):
         if kind == "lists":
             lines.append(f"a{step}: &a{step} [{', '.join([f'*a{step - 1}'] * 9)}]")

@@ -126,7 +126,9 @@ def test_an_optional_slot_can_be_empty(empty: Any, tiny: dict[str, Any]) -> None
     assert zoo.get_config(tiny, {"embedding.position": empty}).embedding.position is None
 
 
-@pytest.mark.parametrize("value", [None, 3, [], ["full"], {"type": None}, {"type": 3}, {"type": ["full"]}, {"type": {}}, "none"])
+@pytest.mark.parametrize(
+    "value", [None, 3, [], ["full"], {"type": None}, {"type": 3}, {"type": ["full"]}, {"type": {}}, "none"]
+)
 def test_a_needed_slot_refuses_what_is_no_part(value: Any, tiny: dict[str, Any]) -> None:
     tiny["stack"]["block"]["norm"] = value
     assert "stack.block.norm" in refused(tiny)
@@ -138,7 +140,11 @@ def test_a_pool_called_none_is_a_part_and_no_empty_slot() -> None:
 
 @pytest.mark.parametrize(
     ("path", "name", "nearest"),
-    [("stack.block.attention", "ful", "full"), ("stack.block.norm", "layernorm", "layer-norm"), ("head", "clasifier", "classifier")],
+    [
+        ("stack.block.attention", "ful", "full"),
+        ("stack.block.norm", "layernorm", "layer-norm"),
+        ("head", "clasifier", "classifier"),
+    ],
 )
 def test_an_unknown_part_is_named_with_the_nearest(path: str, name: str, nearest: str) -> None:
     message = refused("vit-tiny", {f"{path}.type": name})
@@ -191,7 +197,9 @@ def test_overrides_are_a_mapping(overrides: Any) -> None:
     assert "overrides: expected a mapping" in refused("vit-tiny", overrides)
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("vit-tinny", "vit-tiny"), ("vit_base", "vit-base"), ("deit-smal", "deit-small")])
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("vit-tinny", "vit-tiny"), ("vit_base", "vit-base"), ("deit-smal", "deit-small")]
+)
 def test_an_unknown_preset_is_named_with_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(UnknownNameError, match=f"unknown model '{name}'; did you mean '{nearest}'"):
         zoo.get_config(name)

@@ -36,7 +36,11 @@ HEAVY = ("torch", "pydantic", "transformers", "timm", "lightning", "safetensors"
 
 @pytest.mark.parametrize(
     "code",
-    ["import zoo", "import zoo; zoo.list_models('vit*')", "from zoo.cli import main\ntry:\n main(['list'])\nexcept SystemExit: pass"],
+    [
+        "import zoo",
+        "import zoo; zoo.list_models('vit*')",
+        "from zoo.cli import main\ntry:\n main(['list'])\nexcept SystemExit: pass",
+    ],
 )
 def test_nothing_heavy_is_imported(run: Run, code: str) -> None:
     done = run("-c", f"import sys\n{code}\nprint([name for name in {HEAVY} if name in sys.modules])")
@@ -44,7 +48,20 @@ def test_nothing_heavy_is_imported(run: Run, code: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("module", ["zoo.config", "zoo.config.merge", "zoo.config.resolve", "zoo.config.source", "zoo.registry", "zoo.presets", "zoo.errors", "zoo.api", "zoo.cli"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "zoo.config",
+        "zoo.config.merge",
+        "zoo.config.resolve",
+        "zoo.config.source",
+        "zoo.registry",
+        "zoo.presets",
+        "zoo.errors",
+        "zoo.api",
+        "zoo.cli",
+    ],
+)
 def test_no_torch_is_imported_by(module: str, run: Run) -> None:
     done = run("-c", f"import sys, {module}; print('torch' in sys.modules)")
     assert done.returncode == 0 and done.stdout.strip() == "False", done.stderr
@@ -88,7 +105,14 @@ import zoo
 zoo.list_models()
 print(before == json.dumps(state()), os.listdir("."))
 """
-    done = subprocess.run([__import__("sys").executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(Path(zoo.__file__).parents[1])}, check=False)
+    done = subprocess.run(
+        [__import__("sys").executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(Path(zoo.__file__).parents[1])},
+        check=False,
+    )
     assert done.stdout.strip() == "True []" and done.stderr == "", done
 
 

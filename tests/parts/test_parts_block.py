@@ -20,13 +20,18 @@ Model = Callable[..., Any]
 def close(a: Tensor, b: Tensor, bound: float = 1e-12) -> None:
     """Equal shapes and values within a bound of the largest."""
     assert a.shape == b.shape
-    assert (a - b).abs().max() <= bound * max(1.0, float(b.abs().max()))
+    assert (a - b).abs().max() <= bound * max(1.0, float(b.detach().abs().max()))
 
 
-def attended(layer: Any, x: Tensor, heads: int, kv_heads: int, scale: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def attended(
+    layer: Any, x: Tensor, heads: int, kv_heads: int, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Attention written out: its output and its weights."""
     query = layer.query(x).unflatten(-1, (heads, -1)).transpose(1, 2)
-    key, value = (each(x).unflatten(-1, (kv_heads, -1)).transpose(1, 2).repeat_interleave(heads // kv_heads, 1) for each in (layer.key, layer.value))
+    key, value = (
+        each(x).unflatten(-1, (kv_heads, -1)).transpose(1, 2).repeat_interleave(heads // kv_heads, 1)
+        for each in (layer.key, layer.value)
+    )
     if layer.query_norm is not None:
         query, key = layer.query_norm(query), layer.key_norm(key)
     scores = query @ key.mT * scale
@@ -67,7 +72,9 @@ def test_attention(model_of: Model, fields: dict[str, Any], heads: int, kv_heads
 def test_attention_to_another_sequence(model_of: Model) -> None:
     layer = model_of().stack.layers[0].attention
     x, memory = (torch.randn(2, n, 24, dtype=torch.float64) for n in (4, 7))
-    query, key, value = (p(t).unflatten(-1, (3, 8)).transpose(1, 2) for p, t in ((layer.query, x), (layer.key, memory), (layer.value, memory)))
+    query, key, value = (
+        p(t).unflatten(-1, (3, 8)).transpose(1, 2) for p, t in ((layer.query, x), (layer.key, memory), (layer.value, memory))
+    )
     expected = layer.output(((query @ key.mT / math.sqrt(8)).softmax(-1) @ value).transpose(1, 2).flatten(2))
     close(layer(x, Layout(), memory=memory)[0], expected)
 
@@ -121,7 +128,10 @@ def test_a_stack_is_its_blocks_and_the_final_norm(model_of: Model) -> None:
 
 
 def test_a_pattern_builds_other_blocks(tiny: dict[str, Any]) -> None:
-    overrides = {"stack.depth": 4, "stack.pattern": [{}, {"norm": "rms-norm", "attention": {"heads": 4}, "feedforward": "gated"}]}
+    overrides = {
+        "stack.depth": 4,
+        "stack.pattern": [{}, {"norm": "rms-norm", "attention": {"heads": 4}, "feedforward": "gated"}],
+    }
     layers = zoo.build(tiny, overrides, device="meta").stack.layers
     assert [type(layer.attention_norm).__name__ for layer in layers] == ["LayerNorm", "RMSNorm"] * 2
     assert [layer.attention.heads for layer in layers] == [3, 4, 3, 4]

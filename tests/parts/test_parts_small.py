@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def close(a: Tensor, b: Tensor) -> None:
     """Equal shapes and values within 1e-12 of the largest."""
     assert a.shape == b.shape and a.dtype == b.dtype
-    assert (a - b).abs().max() <= 1e-12 * max(1.0, float(b.abs().max()))
+    assert (a - b).abs().max() <= 1e-12 * max(1.0, float(b.detach().abs().max()))
 
 
 @pytest.fixture
@@ -90,7 +90,10 @@ def linear(x: Tensor, layer: Any) -> Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("norm", [None, "layer-norm", "rms-norm"])
 def test_mlp(part: Callable[..., Any], activation: str, bias: bool, norm: str | None) -> None:
-    layer, x = part("feedforward", "mlp", {"hidden": 40, "activation": activation, "bias": bias, "norm": norm}), data(2, 5, WIDTH)
+    layer, x = (
+        part("feedforward", "mlp", {"hidden": 40, "activation": activation, "bias": bias, "norm": norm}),
+        data(2, 5, WIDTH),
+    )
     hidden = ACTIVATIONS[activation](linear(x, layer.up))
     expected = linear(hidden if norm is None else layer.norm(hidden), layer.down)
     close(layer(x), expected)
@@ -115,7 +118,10 @@ def test_every_activation_is_tested() -> None:
     assert set(kernel.ACTIVATIONS) == set(ACTIVATIONS)
 
 
-@pytest.mark.parametrize(("fields", "hidden"), [({}, 96), ({"ratio": 2}, 48), ({"ratio": 2.5}, 60), ({"ratio": 1.99}, 47), ({"hidden": 7, "ratio": 3}, 7)])
+@pytest.mark.parametrize(
+    ("fields", "hidden"),
+    [({}, 96), ({"ratio": 2}, 48), ({"ratio": 2.5}, 60), ({"ratio": 1.99}, 47), ({"hidden": 7, "ratio": 3}, 7)],
+)
 def test_inner_width(part: Callable[..., Any], fields: dict[str, Any], hidden: int) -> None:
     assert part("feedforward", "mlp", fields).up.out_features == hidden
 
@@ -173,7 +179,11 @@ def test_attention_pool(part: Callable[..., Any], prefix: bool, masked: bool) ->
     tokens = x if prefix else x[:, 2:]
     query, key, value = (
         linear(each, layer).unflatten(-1, (3, 8)).transpose(1, 2)
-        for each, layer in ((pool.query.expand(2, -1, -1), pool.attention.query), (tokens, pool.attention.key), (tokens, pool.attention.value))
+        for each, layer in (
+            (pool.query.expand(2, -1, -1), pool.attention.query),
+            (tokens, pool.attention.key),
+            (tokens, pool.attention.value),
+        )
     )
     scores = query @ key.mT / math.sqrt(8)
     if masked:
@@ -229,7 +239,11 @@ def test_learned_positions_of_another_grid(part: Callable[..., Any], kind: str, 
     x = data(2, 1 + grid[0] * grid[1], WIDTH)
     table = position.table[1:].reshape(4, 4, WIDTH).permute(2, 0, 1)[None]
     anti = kind == "bicubic-antialias"
-    table = nn.functional.interpolate(table.float() if anti else table, grid, mode="bicubic", antialias=anti)[0].flatten(1).T.double()
+    table = (
+        nn.functional.interpolate(table.float() if anti else table, grid, mode="bicubic", antialias=anti)[0]
+        .flatten(1)
+        .T.double()
+    )
     close(position(x, layout(1, grid, resample=True)), x + torch.cat([position.table[:1], table]))
     with pytest.raises(ValueError, match="position table has 17 rows"):
         position(x, layout(1, grid))

@@ -115,7 +115,9 @@ def test_a_name_of_other_letters_is_an_error(name: str) -> None:
 
 @pytest.mark.parametrize("bad", [nn.Linear, type("Bare", (), {}), type("Wrong", (), {"Config": int})])
 def test_a_class_that_is_no_part_is_an_error(bad: type) -> None:
-    with pytest.raises(ZooError, match=f"{bad.__name__} is no norm part: it needs a nested Config of that kind with `type: Literal"):
+    with pytest.raises(
+        ZooError, match=f"{bad.__name__} is no norm part: it needs a nested Config of that kind with `type: Literal"
+    ):
         zoo.register("norm", "doubling")(bad)
     assert "doubling" not in zoo.list_components("norm")
 

@@ -61,13 +61,20 @@ def test_pages_are_sorted_and_flat() -> None:
 
 
 def test_components_are_listed_with_their_kind() -> None:
-    assert registry.list_components() == [f"{kind}/{name}" for kind in registry.kinds() for name in registry.list_components(kind)]
+    assert registry.list_components() == [
+        f"{kind}/{name}" for kind in registry.kinds() for name in registry.list_components(kind)
+    ]
     assert {f"{kind}/{name}" for kind, name in LINES} <= set(zoo.list_components())
     assert zoo.list_components("norm") == ["layer-norm", "rms-norm"]
 
 
 def test_an_unknown_kind_or_name_is_named_with_the_nearest() -> None:
-    for call in (registry.page, registry.list_components, lambda kind: registry.part(kind, "full"), lambda kind: registry.register(kind, "x")):
+    for call in (
+        registry.page,
+        registry.list_components,
+        lambda kind: registry.part(kind, "full"),
+        lambda kind: registry.register(kind, "x"),
+    ):
         with pytest.raises(zoo.errors.UnknownNameError, match="unknown kind of part 'atention'; did you mean 'attention'"):
             call("atention")
     with pytest.raises(zoo.errors.UnknownNameError, match="unknown norm 'layernorm'; did you mean 'layer-norm'"):

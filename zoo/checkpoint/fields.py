@@ -38,6 +38,14 @@ class Fields:
             raise self.error(name, f"expected a {'whole ' if whole else ''}number, got {value!r}")
         return value
 
+    def size(self, name: str, default: int) -> Any:
+        """A height and a width, or one number for both, as `take`."""
+        value = self.take(name, default)
+        sides = value if isinstance(value, (list, tuple)) else [value, value]
+        if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+            raise self.error(name, f"expected a whole number above 0 or two, got {value!r:.60}")
+        return value
+
     def flag(self, name: str, default: Any = _NEEDED) -> bool:
         """A truth value, as `take`."""
         value = self.take(name, default)
@@ -109,6 +117,9 @@ def labels(values: Mapping[str, Any], default: int = 2) -> tuple[int, list[str] 
     if not isinstance(names, Mapping):
         count = values.get("num_labels")
         return (count if isinstance(count, int) else default), None
-    ordered = [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    try:
+        ordered = [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    except ValueError:
+        raise ConfigError(f"id2label: expected numbers as keys, got {one_of(names)[7:]}") from None
     plain = ordered == [f"LABEL_{number}" for number in range(len(ordered))]
     return len(ordered), None if plain else ordered

@@ -56,14 +56,14 @@ class HuggingFaceViT(Family):
             "bias": fields.flag("qkv_bias", True),
             "dropout": fields.number("attention_probs_dropout_prob", 0.0, whole=False),
         }
-        if attention["head_size"] is None and width % attention["heads"]:
+        if attention["head_size"] is None and attention["heads"] > 0 and width % attention["heads"]:
             attention["head_size"] = width // attention["heads"]  # the reference rounds down
         feedforward = {
             "type": "mlp",
             "hidden": fields.number("intermediate_size", 3072),
             "activation": fields.choice("hidden_act", ACTIVATIONS, "gelu"),
         }
-        image, patch = fields.take("image_size", 224), fields.take("patch_size", 16)
+        image, patch = fields.size("image_size", 224), fields.size("patch_size", 16)
         dropout = fields.number("hidden_dropout_prob", 0.0, whole=False)
         std = values.get("initializer_range", 0.02)
         model = {
@@ -148,7 +148,10 @@ class HuggingFaceViT(Family):
 
     def _classifies(self, values: Mapping[str, Any], names: Collection[str]) -> bool:
         known = [f"{self.class_name}Model", f"{self.class_name}ForImageClassification"]
-        architecture = (values.get("architectures") or [None])[0]
+        listed = values.get("architectures") or [None]
+        if not isinstance(listed, list):
+            raise ConfigError(f"{self.model_type}: architectures: expected a list, got {listed!r:.60}")
+        architecture = listed[0]
         if architecture is None:
             return any(name.startswith("classifier.") for name in names)
         if architecture not in known:
@@ -163,7 +166,8 @@ class HuggingFaceViT(Family):
         }.items():  # fmt: skip
             wanted.expect(f"embedding.{name}", getattr(embedding, name), value)
         wanted.part("embedding.position", embedding.position, "learned")
-        wanted.expect("embedding.position.resample", embedding.position.resample, "bicubic")
+        # how a table is resampled is an argument of the call there, always bicubic; no weight depends on it
+        wanted.expect("embedding.position.resample", embedding.position.resample, "bicubic", "bicubic-antialias")
         if not _square_grid(embedding.image_size, embedding.patch_size):
             wanted.expect("embedding.position.square", embedding.position.square, True)
 

@@ -110,13 +110,13 @@ def _fit(
 ) -> dict[str, Tensor]:
     """The tensors that `model` takes over; differences that are not also ones from `allowed` are errors."""
     theirs, ours = dict(source.named_parameters()), dict(model.named_parameters())
-    before = {name: parameter.shape for name, parameter in allowed.named_parameters()}
+    before = {name for name, _ in allowed.named_parameters()}
     other_head = type(source.head) is not type(model.head)  # equal names would mean other things
     head_asked = type(allowed.head) is not type(model.head)
     fitted, problems = {}, []
     for name, parameter in ours.items():
         foreign = other_head and name.startswith("head.")
-        asked = before.get(name) != parameter.shape or (foreign and head_asked)
+        asked = name not in before or _changed(name, allowed, model) or (foreign and head_asked)
         if name in theirs and not foreign and not _changed(name, source, model):
             fitted[name] = tensors[name]
             continue

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from zoo.checkpoint.family import Family
 from zoo.checkpoint.tensors import Stored, open_folder, open_pickle
 from zoo.config.source import pretrained
@@ -84,7 +86,7 @@ def _open(folder: Path) -> Found:
     values = read_config_file(folder)
     stored = open_folder(folder)
     if values.get("format") == FORMAT:
-        return Found(str(folder), dict(values.get("model") or {}), None, stored)
+        return Found(str(folder), _mapping(values.get("model") or {}, f"{folder}/config.json: model"), None, stored)
     family = recognise(values, str(folder))
     return Found(str(folder), family.read_config(values, stored), family, stored)
 
@@ -109,7 +111,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no config.json, so this is no folder of a model") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(values).__name__}")
@@ -121,10 +123,19 @@ def _open_checkpoint(path: Path) -> Found:
     text, state = content.get("zoo_model"), content.get("state_dict")
     if not isinstance(text, str) or not isinstance(state, dict):
         raise WeightsError(f"{path}: this checkpoint was not written by zoo: it holds no config of a model")
+    wrong = [str(name) for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    if wrong:
+        raise WeightsError(f"{path}: state_dict: expected tensors by name, found other values: {', '.join(wrong[:5])}")
     tensors = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     stored = {name: Stored(tuple(value.shape), value.dtype, tensors) for name, value in tensors.items()}
     try:
-        fields = dict(json.loads(text))
-    except ValueError:
+        fields = _mapping(json.loads(text), f"{path}: zoo_model")
+    except (ValueError, RecursionError):
         raise ConfigError(f"{path}: the config in this checkpoint is damaged") from None
     return Found(str(path), fields, None, stored)
+
+
+def _mapping(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place}: expected a JSON object, found {type(value).__name__}")
+    return value

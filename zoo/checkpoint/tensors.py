@@ -89,8 +89,8 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
 def _open_shards(index: Path, opener: Any) -> dict[str, Stored]:
     try:
         where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {name: index.parent / Path(str(name)).name for name in set(where.values())}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        files = {name: index.parent / Path(name).name for name in set(where.values())}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise WeightsError(f"{index}: no index of shards: expected a JSON object with a weight_map") from None
     absent = sorted(name for name, path in files.items() if not path.is_file())
     if absent:

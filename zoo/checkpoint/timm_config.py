@@ -10,6 +10,7 @@ from typing import Any
 from zoo.checkpoint.family import Wanted
 from zoo.checkpoint.fields import Fields
 from zoo.config.source import read_yaml
+from zoo.errors import ConfigError
 
 ACTIVATIONS = {
     None: "gelu", "gelu": "gelu", "gelu_tanh": "gelu-tanh", "quick_gelu": "quick-gelu", "relu": "relu", "silu": "silu",
@@ -37,10 +38,15 @@ def architectures() -> dict[str, dict[str, Any]]:
 def arguments(values: Mapping[str, Any]) -> Fields:
     """What timm would give its VisionTransformer for this `config.json`."""
     name = str(values["architecture"])
+    for key in ("model_args", "pretrained_cfg"):
+        if not isinstance(values.get(key) or {}, Mapping):
+            raise ConfigError(f"{name}: {key}: expected a JSON object, got {values[key]!r:.60}")
     given = {key: value for key, value in (values.get("model_args") or {}).items() if value is not None}
-    pretrained = values.get("pretrained_cfg", values)
+    pretrained = values.get("pretrained_cfg") or values
     merged = {**architectures()[name], **given}
     size = pretrained.get("input_size")
+    if size is not None and not (isinstance(size, list) and len(size) == 3):
+        raise ConfigError(f"{name}: input_size: expected channels, height and width, got {size!r:.60}")
     fixed = pretrained.get("fixed_input_size", False) and not merged.get("dynamic_img_size", False)
     if size is not None:
         merged.setdefault("in_chans", size[0])
@@ -48,7 +54,7 @@ def arguments(values: Mapping[str, Any]) -> Fields:
             merged.setdefault("img_size", list(size[1:]))
     for key in ("num_classes", "global_pool"):
         value = values.get(key, pretrained.get(key)) if key == "num_classes" else pretrained.get(key)
-        if value is not None and (key != "num_classes" or value >= 0):
+        if value is not None and (key != "num_classes" or not isinstance(value, int) or value >= 0):
             merged.setdefault(key, value)
     fields = Fields(merged, name, _IGNORED)
     fields.require("class", "VisionTransformer", why="the distilled model averages two classifiers")

@@ -30,7 +30,7 @@ class TimmViT(Family):
     )
 
     def recognises(self, values: Mapping[str, Any]) -> bool:
-        return values.get("architecture") in architectures()
+        return str(values.get("architecture")) in architectures()
 
     def read_config(self, values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         fields = arguments(values)
@@ -165,7 +165,7 @@ def _block(fields: Fields, width: int, norm: dict[str, Any]) -> dict[str, Any]:
     }
     kinds = {"Mlp": "mlp", "SwiGLU": "gated", "SwiGLUPacked": "gated"}
     mlp_layer = fields.take("mlp_layer", "Mlp")
-    if mlp_layer not in kinds:
+    if not isinstance(mlp_layer, str) or mlp_layer not in kinds:
         raise fields.error("mlp_layer", f"{mlp_layer!r} is not supported{did_you_mean(mlp_layer, kinds)}")
     hidden = int(width * fields.number("mlp_ratio", 4.0, whole=False))
     activation = fields.choice("act_layer", ACTIVATIONS, None)
@@ -197,6 +197,6 @@ def _norm(fields: Fields, name: str, default: dict[str, Any] | None) -> dict[str
         return default
     spec = value if isinstance(value, dict) else {"name": value}
     types = {"layernorm": "layer-norm", "rmsnorm": "rms-norm"}
-    if spec.get("name") not in types:
+    if str(spec.get("name")) not in types:
         raise fields.error(name, f"{value!r} is not supported; expected layernorm or rmsnorm")
     return {"type": types[spec["name"]], "eps": spec.get("eps", 1e-6)}

@@ -78,8 +78,10 @@ def _check_size(text: str, depth: int = 100, limit: int = 100_000) -> None:
             else:
                 open_nodes[-1] += 1
                 sizes.update({event.anchor: 1} if event.anchor is not None else {})
-        if len(open_nodes) > depth or open_nodes[-1] > limit:
-            problem = f"nested more than {depth} deep" if len(open_nodes) > depth else f"more than {limit} values, aliases written out"
+        if len(open_nodes) > depth:
+            problem = f"nested more than {depth} deep"
+        elif open_nodes[-1] > limit:
+            problem = f"more than {limit} values, aliases written out"
         if problem is not None:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 

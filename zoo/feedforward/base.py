@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from zoo import kernel
+from zoo.activation import Activation
 from zoo.config import Config, Problem, Slot
-from zoo.config.base import PositiveInt, Probability, literal
-from zoo.errors import did_you_mean, one_of
+from zoo.config.base import PositiveInt, Probability
 
 
 class FeedForwardConfig(Config):
@@ -23,7 +21,7 @@ class FeedForwardConfig(Config):
     """Inner width (default: ratio x width, rounded down)."""
     ratio: Annotated[float, Field(gt=0)] = 4.0
     """Inner width as a multiple of the width, where `hidden` is not given."""
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     """The non-linearity: gelu (exact), gelu-tanh, quick-gelu, relu, silu, ..."""
     bias: bool = True
     """Whether the projections have biases."""
@@ -32,11 +30,6 @@ class FeedForwardConfig(Config):
     norm: Annotated[Config | None, Slot("norm", optional=True)] = None
     """A norm over the inner width, before the last projection."""
 
-    @field_validator("activation")
-    @classmethod
-    def _known_activation(cls, name: str) -> str:
-        return known_activation(name)
-
     def inner(self, width: int) -> int:
         """The inner width for a model of this width."""
         return self.hidden if self.hidden is not None else int(width * self.ratio)
@@ -44,11 +37,3 @@ class FeedForwardConfig(Config):
     def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
         if self.inner(width) < 1:
             yield ("ratio",), f"{self.ratio} x width {width} leaves no inner width"
-
-
-def known_activation(name: str) -> str:
-    """`name`, if the kernel has an activation of that name."""
-    if name not in kernel.ACTIVATIONS:
-        hint = did_you_mean(name, kernel.ACTIVATIONS) or f"; expected {one_of(kernel.ACTIVATIONS)}"
-        raise PydanticCustomError("config", literal(f"unknown activation {name!r}{hint}"))
-    return name

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo import kernel
+from zoo.activation import Activation
 from zoo.feedforward.base import FeedForwardConfig
 from zoo.registry import make
 
@@ -23,7 +24,7 @@ class GatedFeedForward(nn.Module):
         """Config of `gated`."""
 
         type: Literal["gated"] = "gated"
-        activation: str = "silu"
+        activation: Activation = "silu"
         """The non-linearity of the gate: silu makes it SwiGLU, gelu GEGLU."""
 
     def __init__(self, config: Config, *, width: int) -> None:

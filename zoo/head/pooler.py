@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from zoo import kernel
+from zoo.activation import Activation
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import PositiveInt
-from zoo.feedforward.base import known_activation
 from zoo.head.base import HeadConfig
 from zoo.layout import Layout
 from zoo.registry import make
@@ -29,15 +29,10 @@ class Pooler(nn.Module):
         type: Literal["pooler"] = "pooler"
         size: PositiveInt | None = None
         """Size of the vector (default: the width)."""
-        activation: str = "tanh"
+        activation: Activation = "tanh"
         """The non-linearity behind the linear layer."""
         pool: Annotated[Config, Slot("pool", default="class-token")] = Field(default="class-token", validate_default=True)
         """How the tokens become one vector."""
-
-        @field_validator("activation")
-        @classmethod
-        def _known_activation(cls, name: str) -> str:
-            return known_activation(name)
 
         def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
             yield from within("pool", self.pool.problems(width=width, **context))

@@ -1,0 +1,184 @@
+"""Linear layers with a prepared weight equal the plain call, are never stale, and step aside where they must."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_helpers import check, close, needs_packing, pair
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zoo import kernel
+from zoo.kernel import packed
+
+
+def test_linear_is_torchs_linear() -> None:
+    torch.manual_seed(1)
+    ours = kernel.Linear(3, 4)
+    torch.manual_seed(1)
+    theirs = torch.nn.Linear(3, 4)
+    assert isinstance(ours, torch.nn.Linear) and list(ours.state_dict()) == ["weight", "bias"]
+    assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+    assert kernel.Linear(3, 4, device="meta").weight.is_meta
+
+
+@needs_packing
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_prepared_equals_plain(bias: bool, mode: type) -> None:
+    layer, x = pair(bias)
+    with mode():
+        y = layer(x)
+        with kernel.plain():
+            close(y, layer(x))
+    check(layer, torch.randn(3, 192))
+    check(layer, torch.randn(5, 7, 192))
+
+
+@needs_packing
+def test_prepared_bfloat16_autocast_equals_plain() -> None:
+    layer, x = pair()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            y = layer(x)
+            parts = kernel.project(x, layer, layer)
+        assert layer.prepared.weight is not None
+        with kernel.plain():
+            close(y, layer(x), 2e-2)
+            for part in parts:
+                close(part, layer(x), 2e-2)
+
+
+def _update(layer: kernel.Linear) -> None:
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    layer(torch.ones(1, 192)).sum().backward()
+    optimiser.step()
+
+
+def _no_grad_element(layer: kernel.Linear) -> None:
+    with torch.no_grad():
+        layer.weight[3, 5] += 10
+
+
+CHANGES = {
+    "in place": _no_grad_element,
+    "detached": lambda layer: layer.weight.detach()[3].mul_(2),
+    "load_state_dict": lambda layer: layer.load_state_dict(kernel.Linear(192, 256).state_dict()),
+    "load assign": lambda layer: layer.load_state_dict(kernel.Linear(192, 256).state_dict(), assign=True),
+    "parameter": lambda layer: setattr(layer, "weight", torch.nn.Parameter(torch.randn(256, 192))),
+    "alias": lambda layer: setattr(layer, "weight", torch.nn.Parameter(layer.weight.data.mul_(2))),
+    "data": lambda layer: setattr(layer.weight, "data", torch.randn(256, 192)),
+    "data in place": lambda layer: layer.weight.data.mul_(2),
+    "data copied": lambda layer: layer.weight.data.copy_(torch.randn(256, 192)),
+    "numpy": lambda layer: layer.weight.detach().numpy().__imul__(2),
+    "optimiser": _update,
+    "bias": lambda layer: layer.bias.data.add_(1),
+    "to and back": lambda layer: layer.double().float(),
+    "share": lambda layer: layer.share_memory(),
+    "init": lambda layer: torch.nn.init.zeros_(layer.weight),
+    "not a number": lambda layer: layer.weight.data.fill_(1e30),
+}
+
+
+@needs_packing
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("group", [False, True])
+def test_never_stale(change: str, group: bool) -> None:
+    layer, x = pair()
+    others = (kernel.Linear(192, 64).eval(), kernel.Linear(192, 64).eval())
+
+    def call() -> Tensor:
+        return torch.cat(kernel.project(x, others[0], layer, others[1]), -1) if group else layer(x)
+
+    with torch.no_grad():
+        for _ in range(4):
+            call()
+        assert (others[0] if group else layer).prepared.weight is not None
+    CHANGES[change](layer)
+    with torch.no_grad():
+        for _ in range(4):
+            y = call()
+            with kernel.plain():
+                expected = call()
+            close(y, expected)
+
+
+@needs_packing
+def test_varying_rows_end_as_the_plain_call() -> None:
+    layer, x = pair()
+    for rows in (8, 8, 9, 9, 8, 8, 9, 9, 8, 8, 9, 9):
+        with torch.no_grad():
+            layer(torch.randn(rows, 192))
+    assert layer.prepared.weight is None
+    check(layer, torch.randn(8, 192))
+
+
+@needs_packing
+def test_copies_and_pickles_leave_the_prepared_weight_behind() -> None:
+    layer, x = pair()
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(buffer, weights_only=False)]
+    assert len(buffer.getvalue()) < 256 * 192 * 4 + 10_000
+    for other in copies:
+        assert other.prepared.weight is None
+        check(other, x)
+    layer.train()
+    assert layer.prepared.weight is None
+
+
+@needs_packing
+def test_hooks_wrappers_and_parametrisations_are_called() -> None:
+    layer, x = pair()
+    handle = layer.register_forward_hook(lambda module, inputs, output: output * 0)
+    with torch.no_grad():
+        assert not kernel.project(x, layer, kernel.Linear(192, 8))[0].any()
+        assert torch.equal(
+            kernel.mlp(x, layer, "gelu", layer_down := kernel.Linear(256, 8)),
+            layer_down(torch.zeros(2, 20, 256)),
+        )
+    handle.remove()
+    assert packed.bare(layer)
+
+    class Adapter(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return layer(x) + 1
+
+    with torch.no_grad():
+        close(kernel.project(x, Adapter(), layer)[0], layer(x) + 1)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    assert not packed.bare(layer)
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(2)
+    check(layer, x)
+
+
+@needs_packing
+def test_watched_and_transformed_code_is_plain() -> None:
+    layer, x = pair()
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        expected = F.linear(x, layer.weight, layer.bias)
+        with Watch():
+            layer(x)
+        assert "addmm" in seen and not any("mkl" in name for name in seen)
+        close(torch.func.vmap(layer)(x), expected)
+        close(torch.func.jvp(layer, (x,), (x,))[0], expected)
+        close(torch.export.export(layer, (x,)).module()(x), expected)
+        close(torch.compile(layer, fullgraph=True, backend="eager")(x), expected)
+        close(torch.jit.trace(layer, x)(x), expected)
+    double = kernel.Linear(192, 256).double()
+    check(double, x.double())
+    assert double.prepared.weight is None

@@ -1,0 +1,140 @@
+"""`zoo train` and `zoo eval`: models from data."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from zoo.training.session import TrainingResult
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def train(
+    run: Annotated[str, typer.Argument(help="A run's name (zoo list --runs) or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes, as in trainer.max_epochs=3.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Train once for each, as in 0,1,2, and compare with simple models.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder when done.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in the folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model as a run's config says."""
+    from zoo.cli.progress import telling
+    from zoo.config.merge import parse_overrides
+
+    change = parse_overrides(overrides or [])
+    options = {"overwrite": overwrite, "resume": resume, "progress": not as_json}
+    numbers = _numbers(seeds) if seeds is not None else None
+    with telling(quiet=as_json) as tell:
+        tell("reading the run")
+        configs = _configs(run, change, numbers)
+    results = [_start(config, options) for config in configs]
+    if numbers is None:
+        _print_run(results[0], as_json)
+        return
+    with telling(quiet=as_json) as tell:
+        tell("training simple models on the same examples")
+        compared = _compared(configs[0].data)
+    _print_seeds(numbers, results, compared, as_json)
+
+
+def evaluate(
+    source: Annotated[str, typer.Argument(help="A run's folder, a model's folder, a checkpoint or a Hub id.")],
+    data: Annotated[str | None, typer.Option(help="On which data; by default those of the run.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on the part of the data that no training sees."""
+    from zoo.cli.progress import telling
+
+    with telling(quiet=as_json) as tell:
+        tell("loading")
+        from zoo.training.evaluate import evaluate as measure
+
+        tell("evaluating")
+        result = measure(source, data)
+    if as_json:
+        print(json.dumps({**result.metrics, "examples": result.examples}, indent=2))
+        return
+    print(f"{source}: on {result.examples} examples that no training saw")
+    for name, value in result.metrics.items():
+        print(f"  {name:12}{_figure(name, value)}")
+
+
+def _configs(run: str, change: dict[str, Any], numbers: list[int] | None) -> list[Any]:
+    from zoo.training.run import resolve_run
+
+    config = resolve_run(run, change)
+    if numbers is None:
+        return [config]
+    return [resolve_run(config, {"seed": number, "folder": f"{config.folder}-seed-{number}"}) for number in numbers]
+
+
+def _start(config: Any, options: dict[str, Any]) -> TrainingResult:
+    from zoo.training.session import run
+
+    return run(config, **options)
+
+
+def _compared(data: Any) -> dict[str, float]:
+    from zoo.data.base import Examples
+    from zoo.registry import make
+    from zoo.training.baselines import baselines
+
+    return baselines(data) if isinstance(make(data).split("test"), Examples) else {}
+
+
+def _print_run(result: TrainingResult, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"folder": str(result.folder), **result.metrics}, indent=2))
+        return
+    metrics = result.metrics
+    print(
+        f"{result.folder}: accuracy {_figure('accuracy', metrics['test_accuracy'])} on the examples kept out, after "
+        f"{metrics['epochs']:.0f} epochs and {metrics['seconds']:.0f} s"
+    )
+    print("  model/ (zoo.load), last.ckpt, config.yaml, metrics.csv, curve.png, logs/ (tensorboard --logdir)")
+
+
+def _print_seeds(numbers: list[int], results: list[TrainingResult], compared: dict[str, float], as_json: bool) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    accuracies = [result.metrics["test_accuracy"] for result in results]
+    mean = sum(accuracies) / len(accuracies)
+    if as_json:
+        runs = [
+            {"seed": number, "folder": str(result.folder), **result.metrics} for number, result in zip(numbers, results)
+        ]
+        print(json.dumps({"runs": runs, "mean_test_accuracy": mean, "baselines": compared}, indent=2))
+        return
+    table = Table("", "test accuracy", "seconds", "folder", box=SIMPLE_HEAD)
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    table.columns[3].overflow = "fold"
+    for number, result in zip(numbers, results):
+        accuracy, seconds = result.metrics["test_accuracy"], result.metrics["seconds"]
+        table.add_row(f"seed {number}", _figure("accuracy", accuracy), f"{seconds:.0f}", str(result.folder))
+    total = sum(result.metrics["seconds"] for result in results)
+    table.add_section()
+    table.add_row("mean", _figure("accuracy", mean), f"{total:.0f} in all", "", style="bold")
+    table.add_section()
+    for name, accuracy in compared.items():
+        table.add_row(name, _figure("accuracy", accuracy), "", "")
+    Console().print(table)
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value * 100:.2f} %" if name.endswith("accuracy") else f"{value:.4f}"
+
+
+def _numbers(seeds: str) -> list[int]:
+    from zoo.errors import ConfigError
+
+    words = [word.strip() for word in seeds.split(",")]
+    if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
+        raise ConfigError(f"--seeds: {seeds!r} are no different whole numbers; expected some such as 0,1,2")
+    return [int(word) for word in words]

@@ -1,0 +1,1 @@
+"""Data: one file for each part of `registry/data.yaml`."""

@@ -1,0 +1,1 @@
+"""Tasks: one file for each part of `registry/task.yaml`."""

@@ -1,0 +1,154 @@
+"""One training from beginning to end: claims the folder, lets Lightning train, keeps what came out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from zoo import registry
+from zoo.errors import ConfigError, ZooError
+from zoo.extras import require
+from zoo.training.folder import BEST, LAST, RESULT, Claim, claim, write_metrics
+from zoo.training.trainer import make_trainer
+
+
+class TrainingResult(NamedTuple):
+    """What a training gave."""
+
+    folder: Path
+    """Where everything is: `model/` for `zoo.load`, last.ckpt, metrics.csv, curve.png, config.yaml, ..."""
+    metrics: dict[str, float]
+    """The figures: `test_accuracy` on the examples kept out, `train_loss`, `epochs`, `seconds`, ..."""
+
+
+def run(
+    config: Any, *, overwrite: bool = False, resume: bool = False, progress: bool = True, console: Console | None = None
+) -> TrainingResult:
+    """Trains by a run's config.
+
+    Args:
+        overwrite: replace a run that is in the folder; a finished one stays until the new one is.
+        resume: go on with the unfinished run in the folder, from its last.ckpt.
+        progress: show how far it is, on `console` (default: the terminal's error output).
+
+    Raises:
+        ConfigError: the folder is taken, or the fields do not describe a run.
+        DataError: the examples cannot be learned from.
+        ZooError: the loss is no number any more, or the training was interrupted.
+    """
+    lightning = require("lightning", "train", "training")
+    require("tensorboard", "train", "training")
+    place = claim(Path(config.folder or "runs/unnamed"), config, overwrite, resume)
+    started = time.perf_counter()
+    with _quiet(), lightning.pytorch.utilities.seed.isolate_rng():
+        lightning.seed_everything(config.seed, workers=True, verbose=False)
+        trainer, module = _fit(config, place, progress, console)
+        if not trainer.is_global_zero:  # another process of the same training writes what came out
+            return TrainingResult(place.goal, {})
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        metrics |= {"parameters": module.model.num_parameters(), "seconds": round(time.perf_counter() - started, 1)}
+        return _keep(config, place, module.model, metrics)
+
+
+def _fit(config: Any, place: Claim, progress: bool, console: Console | None) -> tuple[Any, Any]:
+    from zoo.training.data_module import DataModule
+    from zoo.training.module import ZooModule
+
+    module = ZooModule.from_run(config)
+    trainer = make_trainer(
+        config.trainer,
+        callbacks=list(_callbacks(config, place, progress, console)),
+        logger=list(_loggers(place.work)),
+        default_root_dir=place.work,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, DataModule(registry.make(config.data)), ckpt_path=place.checkpoint, weights_only=True)
+    except (KeyboardInterrupt, SystemExit):
+        raise ZooError(_interrupted(place, trainer)) from None
+    except require("lightning.pytorch.utilities.exceptions", "train", "training").MisconfigurationException as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)  # Lightning leaves it ignored after an interrupt
+    return trainer, module
+
+
+def _callbacks(config: Any, place: Claim, progress: bool, console: Console | None) -> Iterator[Any]:
+    from zoo.training.progress import ProgressLine
+
+    library = require("lightning.pytorch.callbacks", "train", "training")
+    if config.averaging is not None:
+        yield library.EMAWeightAveraging(decay=config.averaging)
+    common = {"dirpath": place.work, "enable_version_counter": False}
+    yield library.ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, **common)
+    if config.data.validation:
+        best = {"monitor": "validation_accuracy", "mode": "max"}
+        yield library.ModelCheckpoint(filename=Path(BEST).stem, save_weights_only=True, **best, **common)
+    if progress:
+        yield ProgressLine(place.goal.name, console)
+
+
+def _loggers(folder: Path) -> Iterator[Any]:
+    library = require("lightning.pytorch.loggers", "train", "training")
+    where = {"save_dir": folder, "name": "logs", "version": f"attempt-{len(list(folder.glob('logs/attempt-*')))}"}
+    yield library.CSVLogger(**where, flush_logs_every_n_steps=1)
+    yield library.TensorBoardLogger(**where, default_hp_metric=False)
+
+
+def _keep(config: Any, place: Claim, model: Any, metrics: dict[str, float]) -> TrainingResult:
+    """Writes the model, its figures on the test part and the curve; last of all, that the run is finished."""
+    from zoo.api import load, save
+    from zoo.training.evaluate import evaluate
+    from zoo.training.pictures import learning_curve
+
+    save(model, place.work / "model")
+    # what is measured is what was saved, read back
+    tested = evaluate(load(place.work / "model"), config.data, config.task)
+    metrics |= {f"test_{name}": value for name, value in tested.metrics.items()}
+    rows = write_metrics(place.work)
+    learning_curve(rows, metrics, place.work / "curve.png", title=place.goal.name)
+    (place.work / RESULT).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return TrainingResult(place.finish(), metrics)
+
+
+def _interrupted(place: Claim, trainer: Any) -> str:
+    if not (place.work / LAST).is_file():
+        return f"interrupted in the first epoch: nothing was saved, and {place.work} can be overwritten (--overwrite)"
+    write_metrics(place.work)
+    return (
+        f"interrupted in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {place.work / LAST} holds the state "
+        "after the last whole epoch; go on with --resume"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what Lightning tells about itself; errors pass."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # few batches, no worker processes, a scheduler's own deprecation: nothing that a user of a run can mend
+        warnings.filterwarnings("ignore", module=r"(lightning|torch|tensorboard)\..*")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
