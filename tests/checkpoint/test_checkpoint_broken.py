@@ -72,13 +72,24 @@ def test_a_file_cut_short_is_an_error(folder: Path, length: int) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "no config.json"), ("", "cannot be read as JSON"), ("{", "cannot be read as JSON"), ("[]", "expected a JSON object"),
-        ("3", "expected a JSON object"), ("{}", "models of type 'unnamed' are not supported"), ('{"model_type": "bert"}', "models of type 'bert'"),
-        ('{"model_type": ["vit"]}', "not supported"), ('{"model_type": "vit", "model_type2": 3}', "model_type2"), ("[" * 100_000, "config.json"),
-        ('{"format": "zoo"}', "embedding"), ('{"format": "zoo", "model": 3}', "config.json|model"), ('{"format": "zoo", "model": {"type": "x"}}', "unknown model 'x'"),
-        ('{"format": "zoo", "model": [1]}', "model"), ('{"format": "zoo", "model": "vit-tiny"}', "model"), ("\x00\x01", "config.json"),
+        (None, "no config.json"),
+        ("", "cannot be read as JSON"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "expected a JSON object"),
+        ("3", "expected a JSON object"),
+        ("{}", "models of type 'unnamed' are not supported"),
+        ('{"model_type": "bert"}', "models of type 'bert'"),
+        ('{"model_type": ["vit"]}', "not supported"),
+        ('{"model_type": "vit", "model_type2": 3}', "model_type2"),
+        ("[" * 100_000, "config.json"),
+        ('{"format": "zoo"}', "embedding"),
+        ('{"format": "zoo", "model": 3}', "config.json|model"),
+        ('{"format": "zoo", "model": {"type": "x"}}', "unknown model 'x'"),
+        ('{"format": "zoo", "model": [1]}', "model"),
+        ('{"format": "zoo", "model": "vit-tiny"}', "model"),
+        ("\x00\x01", "config.json"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_config_is_an_error(folder: Path, text: str | None, words: str) -> None:
     path = folder / "config.json"
     path.unlink() if text is None else path.write_text(text)
@@ -88,7 +99,7 @@ def test_a_broken_config_is_an_error(folder: Path, text: str | None, words: str)
 
 def test_a_config_that_is_no_text_is_an_error(folder: Path) -> None:
     (folder / "config.json").write_bytes(b"\xff\xfe\x00binary")
-    with pytest.raises(ConfigError, match="config.json"):
+    with pytest.raises(ConfigError, match=r"config.json"):
         zoo.load(folder)
 
 
@@ -133,11 +144,25 @@ def test_a_bin_file_of_tensors_loads(folder: Path, images: Make) -> None:
         zoo.load(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"x" * 100, {"a": 1}, [1, 2], {"zoo_model": 3, "state_dict": {}}, {"zoo_model": "{", "state_dict": {}}, {"zoo_model": "3", "state_dict": {}}, {"zoo_model": "{}", "state_dict": {"model.x": 3}}, {"zoo_model": "{}", "state_dict": {3: 3}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"x" * 100,
+        {"a": 1},
+        [1, 2],
+        {"zoo_model": 3, "state_dict": {}},
+        {"zoo_model": "{", "state_dict": {}},
+        {"zoo_model": "3", "state_dict": {}},
+        {"zoo_model": "{}", "state_dict": {"model.x": 3}},
+        {"zoo_model": "{}", "state_dict": {3: 3}},
+    ],
+)
 def test_a_checkpoint_not_written_by_zoo_is_an_error(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "x.ckpt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(ZooError, match="x.ckpt|embedding"):
+    with pytest.raises(ZooError, match=r"x.ckpt|embedding"):
         zoo.load(path)
 
 
@@ -164,11 +189,24 @@ def test_shards_load_and_a_missing_one_is_named(folder: Path, images: Make) -> N
         zoo.load(folder)
     index.write_text(json.dumps({"weight_map": where}))
     (folder / "model-2-of-2.safetensors").unlink()
-    with pytest.raises(WeightsError, match="shards are missing: model-2-of-2.safetensors"):
+    with pytest.raises(WeightsError, match=r"shards are missing: model-2-of-2.safetensors"):
         zoo.load(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": ["b"]}}', '{"weight_map": {}}', '{"weight_map": {"a": "../../etc/passwd"}}', '{"weight_map": {"a": ""}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": ["b"]}}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": "../../etc/passwd"}}',
+        '{"weight_map": {"a": ""}}',
+    ],
+)
 def test_a_broken_index_is_an_error(folder: Path, text: str) -> None:
     shard(folder).write_text(text)
     with pytest.raises(WeightsError):
@@ -181,7 +219,7 @@ def test_what_is_nothing_is_named(source: str, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ZooError):
         zoo.load(source)
     if source.startswith("vit-tny"):
-        with pytest.raises(UnknownNameError, match="did you mean 'vit-tiny.augreg-in21k'"):
+        with pytest.raises(UnknownNameError, match=r"did you mean 'vit-tiny.augreg-in21k'"):
             zoo.load(source)
 
 

@@ -98,7 +98,7 @@ def test_another_width_is_one_error(huggingface: Make, tiny: dict[str, Any]) -> 
 
 
 def test_fewer_and_more_layers_when_asked_for(huggingface: Make) -> None:
-    theirs, folder = huggingface()
+    _theirs, folder = huggingface()
     more = zoo.load(folder, {"stack.depth": 3})
     assert {name.split(".")[2] for name in statuses(more)} == {"2"} and set(statuses(more).values()) == {"re-initialised"}
     fewer = zoo.load(folder, {"stack.depth": 1})

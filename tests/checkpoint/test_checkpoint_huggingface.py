@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import zoo
+from zoo.checkpoint.fields import ACTIVATIONS
 from zoo.errors import ConfigError, ZooError
 
 Make = Callable[..., Any]
@@ -54,7 +55,7 @@ def test_a_body_without_its_pooler(huggingface: Make, images: Make) -> None:
 def test_an_export_is_opened_by_transformers(huggingface: Make, images: Make, tmp_path: Path, cls: str) -> None:
     import transformers
 
-    theirs, folder = huggingface(cls)
+    _theirs, folder = huggingface(cls)
     ours = zoo.load(folder)
     zoo.export(ours, tmp_path / "out")
     opened, info = getattr(transformers, cls).from_pretrained(tmp_path / "out", output_loading_info=True, dtype=torch.float64)
@@ -65,15 +66,39 @@ def test_an_export_is_opened_by_transformers(huggingface: Make, images: Make, tm
 
 
 HONOURED: dict[str, Any] = {
-    "hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 50, "hidden_act": "relu",
-    "hidden_dropout_prob": 0.25, "attention_probs_dropout_prob": 0.25, "layer_norm_eps": 0.1, "image_size": 40, "patch_size": 16,
-    "num_channels": 5, "qkv_bias": False, "pooler_output_size": 7, "pooler_act": "relu", "encoder_stride": 8,
-    "initializer_range": 0.5, "id2label": {0: "a", 1: "b", 2: "c"}, "head_dim": 10,
-}  # fmt: skip
+    "hidden_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 50,
+    "hidden_act": "relu",
+    "hidden_dropout_prob": 0.25,
+    "attention_probs_dropout_prob": 0.25,
+    "layer_norm_eps": 0.1,
+    "image_size": 40,
+    "patch_size": 16,
+    "num_channels": 5,
+    "qkv_bias": False,
+    "pooler_output_size": 7,
+    "pooler_act": "relu",
+    "encoder_stride": 8,
+    "initializer_range": 0.5,
+    "id2label": {0: "a", 1: "b", 2: "c"},
+    "head_dim": 10,
+}
 WITHOUT_INFLUENCE = {
-    "architectures", "model_type", "transformers_version", "_name_or_path", "dtype", "label2id", "problem_type", "return_dict",
-    "output_hidden_states", "output_attentions", "chunk_size_feed_forward", "is_encoder_decoder",
-}  # fmt: skip
+    "architectures",
+    "model_type",
+    "transformers_version",
+    "_name_or_path",
+    "dtype",
+    "label2id",
+    "problem_type",
+    "return_dict",
+    "output_hidden_states",
+    "output_attentions",
+    "chunk_size_feed_forward",
+    "is_encoder_decoder",
+}
 
 
 @pytest.mark.parametrize("cls", ["ViTModel", "ViTForImageClassification", "DeiTModel"])
@@ -85,6 +110,17 @@ def test_every_field_is_honoured(huggingface: Make, images: Make, cls: str, fiel
     size = (theirs.config.image_size,) * 2
     agree(ours, theirs, images(channels=theirs.config.num_channels, size=size))
     assert ours.num_parameters() == theirs.num_parameters()
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_an_activation_is_theirs(huggingface: Make, images: Make, name: str) -> None:
+    from transformers.activations import ACT2FN
+
+    assert name in ACT2FN
+    theirs, folder = huggingface(hidden_act=name)
+    ours, x = zoo.load(folder), images()
+    with torch.no_grad():
+        assert (ours(x).logits - theirs(x).logits).abs().max() < 1e-9  # their tanh approximations differ by 1e-10
 
 
 @pytest.mark.parametrize("cls", ["ViTConfig", "DeiTConfig"])
@@ -125,13 +161,35 @@ def test_an_unknown_field_is_refused_by_name(huggingface: Make, field: str) -> N
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("hidden_size", "24"), ("hidden_size", 24.0), ("hidden_size", 0), ("num_hidden_layers", True), ("hidden_act", "mish"), ("hidden_act", 3),
-        ("hidden_act", ["gelu"]), ("qkv_bias", 1), ("layer_norm_eps", "x"), ("layer_norm_eps", -1), ("hidden_dropout_prob", 2), ("image_size", "big"),
-        ("image_size", [32]), ("image_size", 4), ("image_size", {}), ("patch_size", 0), ("patch_size", [8, 0]), ("num_attention_heads", 0),
-        ("initializer_range", "x"), ("initializer_range", 0), ("id2label", {"x": "a"}), ("id2label", {}), ("architectures", "ViTModel"),
-        ("architectures", [3]), ("architectures", ["ViTForMaskedImageModeling"]), ("pooler_act", "mish"), ("num_channels", -3),
+        ("hidden_size", "24"),
+        ("hidden_size", 24.0),
+        ("hidden_size", 0),
+        ("num_hidden_layers", True),
+        ("hidden_act", "mish"),
+        ("hidden_act", 3),
+        ("hidden_act", ["gelu"]),
+        ("qkv_bias", 1),
+        ("layer_norm_eps", "x"),
+        ("layer_norm_eps", -1),
+        ("hidden_dropout_prob", 2),
+        ("image_size", "big"),
+        ("image_size", [32]),
+        ("image_size", 4),
+        ("image_size", {}),
+        ("patch_size", 0),
+        ("patch_size", [8, 0]),
+        ("num_attention_heads", 0),
+        ("initializer_range", "x"),
+        ("initializer_range", 0),
+        ("id2label", {"x": "a"}),
+        ("id2label", {}),
+        ("architectures", "ViTModel"),
+        ("architectures", [3]),
+        ("architectures", ["ViTForMaskedImageModeling"]),
+        ("pooler_act", "mish"),
+        ("num_channels", -3),
     ],
-)  # fmt: skip
+)
 def test_a_broken_field_is_refused(huggingface: Make, field: str, value: Any) -> None:
     _, folder = huggingface()
     edit(folder, **{field: value})
@@ -168,19 +226,30 @@ def test_labels_are_read_and_written(huggingface: Make, tmp_path: Path) -> None:
     ("overrides", "place"),
     [
         ({"stack.block.norm": "rms-norm", "stack.final_norm": "rms-norm"}, "stack.block.norm"),
-        ({"stack.block.order": "post"}, "stack.block.order"), ({"stack.block.layer_scale": 0.1}, "stack.block.layer_scale"),
-        ({"stack.block.feedforward": "gated"}, "stack.block.feedforward"), ({"head.pool": "mean"}, "head.pool"),
-        ({"stack.block.attention.kv_heads": 1}, "kv_heads"), ({"stack.block.attention.causal": True}, "causal"),
-        ({"stack.block.attention.scale": 3.0}, "scale"), ({"stack.block.attention.output_bias": False}, "output_bias"),
-        ({"embedding.position": None}, "embedding.position"), ({"embedding.position": "sinusoidal"}, "embedding.position"),
-        ({"embedding.registers": 2}, "embedding.registers"), ({"embedding.bias": False}, "embedding.bias"),
-        ({"embedding.edges": "pad"}, "embedding.edges"), ({"embedding.flexible": True}, "embedding.flexible"),
-        ({"stack.final_norm.eps": 0.5}, "stack.final_norm"), ({"stack.final_norm": None}, "stack.final_norm"),
-        ({"stack.pattern": [{}, {"dropout": 0.1}]}, "stack.pattern"), ({"head.classes": 0}, "head.classes"),
-        ({"head.norm": "layer-norm"}, "head.norm"), ({"head.bias": False}, "head.bias"),
-        ({"stack.block.feedforward.norm": "layer-norm"}, "feedforward.norm"), ({"stack.block.feedforward.bias": False}, "feedforward.bias"),
+        ({"stack.block.order": "post"}, "stack.block.order"),
+        ({"stack.block.layer_scale": 0.1}, "stack.block.layer_scale"),
+        ({"stack.block.feedforward": "gated"}, "stack.block.feedforward"),
+        ({"head.pool": "mean"}, "head.pool"),
+        ({"stack.block.attention.kv_heads": 1}, "kv_heads"),
+        ({"stack.block.attention.causal": True}, "causal"),
+        ({"stack.block.attention.scale": 3.0}, "scale"),
+        ({"stack.block.attention.output_bias": False}, "output_bias"),
+        ({"embedding.position": None}, "embedding.position"),
+        ({"embedding.position": "sinusoidal"}, "embedding.position"),
+        ({"embedding.registers": 2}, "embedding.registers"),
+        ({"embedding.bias": False}, "embedding.bias"),
+        ({"embedding.edges": "pad"}, "embedding.edges"),
+        ({"embedding.flexible": True}, "embedding.flexible"),
+        ({"stack.final_norm.eps": 0.5}, "stack.final_norm"),
+        ({"stack.final_norm": None}, "stack.final_norm"),
+        ({"stack.pattern": [{}, {"dropout": 0.1}]}, "stack.pattern"),
+        ({"head.classes": 0}, "head.classes"),
+        ({"head.norm": "layer-norm"}, "head.norm"),
+        ({"head.bias": False}, "head.bias"),
+        ({"stack.block.feedforward.norm": "layer-norm"}, "feedforward.norm"),
+        ({"stack.block.feedforward.bias": False}, "feedforward.bias"),
     ],
-)  # fmt: skip
+)
 def test_what_transformers_cannot_say_is_refused_with_our_field(
     model_of: Make, tmp_path: Path, overrides: dict[str, Any], place: str
 ) -> None:

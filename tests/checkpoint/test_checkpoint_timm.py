@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.checkpoint.timm_config import architectures
+from zoo.checkpoint.timm_config import ACTIVATIONS, architectures
 from zoo.errors import ConfigError, ZooError
 
 Make = Callable[..., Any]
@@ -33,22 +33,67 @@ def agree(ours: Any, theirs: Any, x: torch.Tensor) -> None:
 
 
 HONOURED: list[dict[str, Any]] = [
-    {"img_size": 40}, {"img_size": (24, 48)}, {"patch_size": 16}, {"patch_size": (8, 4)}, {"in_chans": 5}, {"num_classes": 0},
-    {"num_classes": 7}, {"global_pool": "avg"}, {"global_pool": "max"}, {"global_pool": "avgmax"}, {"global_pool": "map"}, {"global_pool": ""},
-    {"embed_dim": 36}, {"depth": 3}, {"num_heads": 4}, {"mlp_ratio": 2.6667}, {"qkv_bias": False}, {"qk_norm": True}, {"scale_attn_norm": True},
-    {"scale_mlp_norm": True}, {"proj_bias": False}, {"init_values": 0.5}, {"class_token": False, "global_pool": "avg"}, {"pos_embed": "none"},
-    {"no_embed_class": True}, {"reg_tokens": 3}, {"pre_norm": True}, {"final_norm": False}, {"fc_norm": True}, {"fc_norm": False, "global_pool": "avg"},
-    {"pool_include_prefix": True, "global_pool": "avg", "reg_tokens": 2}, {"pool_include_prefix": True, "global_pool": "map"},
-    {"dynamic_img_size": True}, {"dynamic_img_pad": True, "img_size": 40}, {"drop_rate": 0.25}, {"pos_drop_rate": 0.25}, {"patch_drop_rate": 0.25},
-    {"proj_drop_rate": 0.25}, {"attn_drop_rate": 0.25}, {"drop_path_rate": 0.25}, {"weight_init": "jax"}, {"fix_init": True},
-    {"act_layer": "relu"}, {"act_layer": "quick_gelu"}, {"norm_layer": "rmsnorm"}, {"embed_norm_layer": "layernorm"},
-]  # fmt: skip
+    {"img_size": 40},
+    {"img_size": (24, 48)},
+    {"patch_size": 16},
+    {"patch_size": (8, 4)},
+    {"in_chans": 5},
+    {"num_classes": 0},
+    {"num_classes": 7},
+    {"global_pool": "avg"},
+    {"global_pool": "max"},
+    {"global_pool": "avgmax"},
+    {"global_pool": "map"},
+    {"global_pool": ""},
+    {"embed_dim": 36},
+    {"depth": 3},
+    {"num_heads": 4},
+    {"mlp_ratio": 2.6667},
+    {"qkv_bias": False},
+    {"qk_norm": True},
+    {"scale_attn_norm": True},
+    {"scale_mlp_norm": True},
+    {"proj_bias": False},
+    {"init_values": 0.5},
+    {"class_token": False, "global_pool": "avg"},
+    {"pos_embed": "none"},
+    {"no_embed_class": True},
+    {"reg_tokens": 3},
+    {"pre_norm": True},
+    {"final_norm": False},
+    {"fc_norm": True},
+    {"fc_norm": False, "global_pool": "avg"},
+    {"pool_include_prefix": True, "global_pool": "avg", "reg_tokens": 2},
+    {"pool_include_prefix": True, "global_pool": "map"},
+    {"dynamic_img_size": True},
+    {"dynamic_img_pad": True, "img_size": 40},
+    {"drop_rate": 0.25},
+    {"pos_drop_rate": 0.25},
+    {"patch_drop_rate": 0.25},
+    {"proj_drop_rate": 0.25},
+    {"attn_drop_rate": 0.25},
+    {"drop_path_rate": 0.25},
+    {"weight_init": "jax"},
+    {"fix_init": True},
+    {"act_layer": "relu"},
+    {"act_layer": "quick_gelu"},
+    {"norm_layer": "rmsnorm"},
+    {"embed_norm_layer": "layernorm"},
+]
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"global_pool": "prr"}, "global_pool"), ({"attn_layer": "diff"}, "attn_layer"), ({"act_layer": "mish"}, "act_layer"),
-    ({"norm_layer": "groupnorm1"}, "norm_layer"), ({"embed_norm_layer": "simplenorm"}, "embed_norm_layer"),
-    ({"pos_embed": "rope"}, "pos_embed"), ({"block_fn": "ParallelThingsBlock"}, "block_fn"), ({"mlp_layer": "ConvMlp"}, "mlp_layer"),
-    ({"embed_layer": "HybridEmbed"}, "embed_layer"), ({"new_argument": 3}, "new_argument"), ({"depth": "two"}, "depth"), ({"img_size": "big"}, "image_size"),
-]  # fmt: skip
+    ({"global_pool": "prr"}, "global_pool"),
+    ({"attn_layer": "diff"}, "attn_layer"),
+    ({"act_layer": "mish"}, "act_layer"),
+    ({"norm_layer": "groupnorm1"}, "norm_layer"),
+    ({"embed_norm_layer": "simplenorm"}, "embed_norm_layer"),
+    ({"pos_embed": "rope"}, "pos_embed"),
+    ({"block_fn": "ParallelThingsBlock"}, "block_fn"),
+    ({"mlp_layer": "ConvMlp"}, "mlp_layer"),
+    ({"embed_layer": "HybridEmbed"}, "embed_layer"),
+    ({"new_argument": 3}, "new_argument"),
+    ({"depth": "two"}, "depth"),
+    ({"img_size": "big"}, "image_size"),
+]
 MODULES = {"device", "dtype"}
 
 
@@ -64,10 +109,20 @@ def test_an_argument_is_honoured(timm_folder: Make, images: Make, tmp_path: Path
         agree(ours, theirs, images(size=(48, 24)))
 
 
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name is not None])
+def test_an_activation_is_timms(timm_folder: Make, images: Make, name: str) -> None:
+    theirs, folder = timm_folder(act_layer=name)
+    agree(zoo.load(folder), theirs, images())
+
+
 RATES = {
-    "drop_rate": "head.dropout", "pos_drop_rate": "embedding.dropout", "patch_drop_rate": "embedding.patch_dropout",
-    "proj_drop_rate": "stack.block.dropout", "attn_drop_rate": "stack.block.attention.dropout", "drop_path_rate": "stack.drop_path",
-}  # fmt: skip
+    "drop_rate": "head.dropout",
+    "pos_drop_rate": "embedding.dropout",
+    "patch_drop_rate": "embedding.patch_dropout",
+    "proj_drop_rate": "stack.block.dropout",
+    "attn_drop_rate": "stack.block.attention.dropout",
+    "drop_path_rate": "stack.drop_path",
+}
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -188,9 +243,10 @@ def plain(arguments: dict[str, Any]) -> dict[str, Any]:
 
     defaults = {name: spelled(p.default) for name, p in inspect.signature(VisionTransformer.__init__).parameters.items()}
     return {
-        name: value for name, value in arguments.items()
+        name: value
+        for name, value in arguments.items()
         if name not in DEFAULTS and (name == "class" or value != defaults.get(name)) and value is not None
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("target", ["transformers", "zoo", "timm"])
@@ -211,7 +267,23 @@ def test_a_conversion_keeps_the_outputs(timm_folder: Make, images: Make, tmp_pat
         agree(zoo.load(tmp_path / "out"), theirs, images())
 
 
-@pytest.mark.parametrize("values", [{"model_args": 3}, {"pretrained_cfg": 3}, {"pretrained_cfg": {"input_size": "x"}}, {"num_classes": "x"}, {"label_names": 3}, {"architecture": 3}, {"model_args": {"norm_layer": []}}, {"model_args": {"mlp_layer": []}}, {"model_args": {"img_size": [8]}}, {"pretrained_cfg": {"input_size": []}}, {"model_args": {"num_heads": 0}}, {"architecture": ["vit"]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model_args": 3},
+        {"pretrained_cfg": 3},
+        {"pretrained_cfg": {"input_size": "x"}},
+        {"num_classes": "x"},
+        {"label_names": 3},
+        {"architecture": 3},
+        {"model_args": {"norm_layer": []}},
+        {"model_args": {"mlp_layer": []}},
+        {"model_args": {"img_size": [8]}},
+        {"pretrained_cfg": {"input_size": []}},
+        {"model_args": {"num_heads": 0}},
+        {"architecture": ["vit"]},
+    ],
+)
 def test_a_broken_config_is_refused(timm_folder: Make, values: dict[str, Any]) -> None:
     _, folder = timm_folder()
     path = folder / "config.json"

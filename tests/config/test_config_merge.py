@@ -119,7 +119,7 @@ def test_list_items_change_by_number() -> None:
 @pytest.mark.parametrize("number", ["²", "-1", "x", 10**30])
 def test_a_list_item_has_a_number(number: object) -> None:
     labels = zoo.get_config("vit-tiny", {"head.classes": 3, "head.labels": ["a", "b", "c"]})
-    with pytest.raises(ConfigError, match="head.labels: expected a valid list"):
+    with pytest.raises(ConfigError, match=r"head.labels: expected a valid list"):
         zoo.get_config(labels, {f"head.labels.{number}": "x"})
 
 
@@ -159,7 +159,7 @@ def test_a_word_without_a_value_is_no_override(word: str) -> None:
 
 @pytest.mark.parametrize("value", ["[1, 2", "{a: 1", "a: b: c", "!!python/object:os.system {}"])
 def test_a_value_that_is_no_yaml_is_named(value: str) -> None:
-    with pytest.raises(ConfigError, match="head.classes.*no valid YAML"):
+    with pytest.raises(ConfigError, match=r"head.classes.*no valid YAML"):
         parse_overrides([f"head.classes={value}"])
 
 

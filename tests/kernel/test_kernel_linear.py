@@ -110,7 +110,7 @@ def test_never_stale(change: str, group: bool) -> None:
 
 @needs_packing
 def test_varying_rows_end_as_the_plain_call() -> None:
-    layer, x = pair()
+    layer, _x = pair()
     for rows in (8, 8, 9, 9, 8, 8, 9, 9, 8, 8, 9, 9):
         with torch.no_grad():
             layer(torch.randn(rows, 192))

@@ -25,12 +25,20 @@ PUBLISHED = {
 }
 HUGE = 632_045_800
 TIMM = {
-    "vit-tiny-384": "vit_tiny_patch16_384", "vit-small-384": "vit_small_patch16_384", "vit-base-384": "vit_base_patch16_384",
-    "vit-large-384": "vit_large_patch16_384", "vit-small-patch32": "vit_small_patch32_224", "vit-base-patch32": "vit_base_patch32_224",
-    "vit-large-patch32": "vit_large_patch32_224", "vit-small-patch32-384": "vit_small_patch32_384",
-    "vit-base-patch32-384": "vit_base_patch32_384", "vit-large-patch32-384": "vit_large_patch32_384", "vit-huge": "vit_huge_patch14_224",
-    "deit3-small": "deit3_small_patch16_224", "vit-base-registers": "vit_base_patch16_reg4_gap_256",
-}  # fmt: skip
+    "vit-tiny-384": "vit_tiny_patch16_384",
+    "vit-small-384": "vit_small_patch16_384",
+    "vit-base-384": "vit_base_patch16_384",
+    "vit-large-384": "vit_large_patch16_384",
+    "vit-small-patch32": "vit_small_patch32_224",
+    "vit-base-patch32": "vit_base_patch32_224",
+    "vit-large-patch32": "vit_large_patch32_224",
+    "vit-small-patch32-384": "vit_small_patch32_384",
+    "vit-base-patch32-384": "vit_base_patch32_384",
+    "vit-large-patch32-384": "vit_large_patch32_384",
+    "vit-huge": "vit_huge_patch14_224",
+    "deit3-small": "deit3_small_patch16_224",
+    "vit-base-registers": "vit_base_patch16_reg4_gap_256",
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -101,7 +109,7 @@ def test_torchs_own_defaults_are_followed(tiny: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", ["float23", "int64", torch.int32, 3, "Tensor", "nn", torch.complex64, ["float32"]])
 def test_a_wrong_type_is_named(tiny: dict[str, Any], dtype: Any) -> None:
-    with pytest.raises(ConfigError, match="dtype: .* is no floating type"):
+    with pytest.raises(ConfigError, match=r"dtype: .* is no floating type"):
         zoo.build(tiny, dtype=dtype)
 
 

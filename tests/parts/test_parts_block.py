@@ -90,11 +90,10 @@ def test_block_orders(model_of: Model, order: str, scale: float | None) -> None:
     )
     for branch, norm, factor in branches:
         gamma = 1.0 if factor.weight is None else factor.weight
-        x = {
-            "pre": lambda: x + gamma * branch(norm(x)),
-            "post": lambda: norm(x + gamma * branch(x)),
-            "branch": lambda: x + gamma * norm(branch(x)),
-        }[order]()
+        if order == "pre":
+            x = x + gamma * branch(norm(x))
+        else:
+            x = norm(x + gamma * branch(x)) if order == "post" else x + gamma * norm(branch(x))
     found = block(start, Layout())[0]
     close(found, x)
     found = (found * torch.randn_like(found)).sum()

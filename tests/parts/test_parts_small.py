@@ -157,6 +157,12 @@ def test_pools_of_statistics(part: Callable[..., Any], name: str, masked: bool, 
 
 
 @pytest.mark.parametrize("name", ["mean", "max", "mean-max"])
+def test_a_pool_of_one_token_is_that_token(part: Callable[..., Any], name: str) -> None:
+    x = data(2, 9, WIDTH)
+    close(part("pool", name)(x, layout(mask=torch.arange(9)[None].expand(2, -1) == 4)), x[:, 4])
+
+
+@pytest.mark.parametrize("name", ["mean", "max", "mean-max"])
 def test_a_pool_of_nothing_is_zero(part: Callable[..., Any], name: str) -> None:
     x = data(2, 9, WIDTH)
     mask = torch.stack([torch.zeros(9, dtype=torch.bool), torch.ones(9, dtype=torch.bool)])

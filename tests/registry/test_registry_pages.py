@@ -14,7 +14,7 @@ from zoo import registry
 from zoo.config import Config
 
 LINES = [(kind, name) for kind in registry.kinds() for name in registry.page(kind)]
-FOLDER = {"run": "train"}
+FOLDER = {"run": "training"}
 """Where the parts of a page live, if not in the folder of that name."""
 
 
