@@ -25,7 +25,9 @@ class Timing(NamedTuple):
     """Median over the rounds of its time as a share of the base's time in the same round."""
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], base: str, rounds: int = 9, warmup: int = 3) -> dict[str, Timing]:
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], base: str, rounds: int = 9, warmup: int = 3
+) -> dict[str, Timing]:
     """Every round runs each contender once, in rotating order.
 
     A round in which other processes took much of a core is repeated, up to three times as many rounds in all.

@@ -18,7 +18,10 @@ BUILD = {
     ),
 }
 LOAD = {
-    "zoo": ("import zoo, torch; zoo.build('vit-tiny', device='meta'); import zoo.checkpoint.load, zoo.checkpoint.huggingface_vit", "zoo.load({folder!r})"),
+    "zoo": (
+        "import zoo, torch; zoo.build('vit-tiny', device='meta'); import zoo.checkpoint.load, zoo.checkpoint.huggingface_vit",
+        "zoo.load({folder!r})",
+    ),
     "transformers": (
         "import transformers; from transformers import ViTForImageClassification as V; "
         "transformers.utils.logging.disable_progress_bar()",
@@ -42,7 +45,9 @@ def measure(rounds: int) -> list[dict[str, Any]]:
                     times[name].append(_seconds(CODE.format(before=before, what=what.format(folder=folder))))
             medians = {name: round(statistics.median(values) * 1e3, 1) for name, values in times.items()}
             fastest = min(value for name, value in medians.items() if name != "zoo")
-            rows.append({"job": title, "milliseconds": medians, "faster than the faster peer": round(fastest / medians["zoo"], 2)})
+            rows.append(
+                {"job": title, "milliseconds": medians, "faster than the faster peer": round(fastest / medians["zoo"], 2)}
+            )
     return rows
 
 

@@ -55,8 +55,8 @@ def build(
         UnknownNameError, ConfigError: see `get_config`.
         WeightsError: the weights cannot be read or do not fit.
     """
-    from zoo.model.construct import fresh
     from zoo.checkpoint.load import put_weights
+    from zoo.model.construct import fresh
 
     if weights is None:
         return fresh(resolve(model, overrides), device, dtype)

@@ -80,7 +80,7 @@ def test_a_model_without_any_reference_says_why(folder):
 
 
 def test_unknown_library_is_an_unknown_name():
-    with pytest.raises(UnknownNameError, match="expected|did you mean"):
+    with pytest.raises(UnknownNameError, match=r"expected|did you mean"):
         zoo.verify("vit-tiny", reference="keras")
 
 

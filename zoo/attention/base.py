@@ -90,9 +90,7 @@ class Attention(nn.Module):
             joined = self.output_norm(joined)
         return self.output(joined), seen
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
         """Mixes the values: (batch, heads, tokens, head_size) each, in and out."""
         raise NotImplementedError(f"{type(self).__name__} does not say who attends to whom")
 

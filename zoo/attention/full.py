@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -26,10 +26,8 @@ class FullAttention(Attention):
 
         type: Literal["full"] = "full"
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        options = {"mask": layout.mask, "causal": self.causal, "scale": self.scale}
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
+        options: dict[str, Any] = {"mask": layout.mask, "causal": self.causal, "scale": self.scale}
         seen = attention_weights(query, key, **options) if weights else None
         dropout = self.dropout if self.training else 0.0
         return kernel.attention(query, key, value, dropout=dropout, **options), seen

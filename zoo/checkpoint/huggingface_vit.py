@@ -29,7 +29,7 @@ class HuggingFaceViT(Family):
         "vit.embeddings.mask_token": "only masked-image training uses it",
         "vit.embeddings.position_ids": "a table of 0, 1, 2, ...",
     }
-    taps = (
+    taps: ClassVar[tuple[tuple[str, str], ...]] = (
         ("vit.embeddings", "embedding"),
         ("vit.layers.{n}.layernorm_before", "stack.layers.{n}.attention_norm"),
         ("vit.layers.{n}.attention", "stack.layers.{n}.attention"),
@@ -142,9 +142,14 @@ class HuggingFaceViT(Family):
             *module_rules(f"{layer}.intermediate.dense", f"{ours}.feedforward.up"),
             *module_rules(f"{layer}.output.dense", f"{ours}.feedforward.down"),
             *module_rules("vit.layernorm", "stack.final_norm"),
-            *module_rules("classifier" if getattr(config.head, "type", "") == "classifier" else "vit.pooler.dense", "head.output"),
+            *module_rules(
+                "classifier" if getattr(config.head, "type", "") == "classifier" else "vit.pooler.dense", "head.output"
+            ),
         ]
-        return [Rule(tuple(name.replace("vit.", self.prefix, 1) for name in each.theirs), each.ours, each.operation) for each in table]
+        return [
+            Rule(tuple(name.replace("vit.", self.prefix, 1) for name in each.theirs), each.ours, each.operation)
+            for each in table
+        ]
 
     def _classifies(self, values: Mapping[str, Any], names: Collection[str]) -> bool:
         known = [f"{self.class_name}Model", f"{self.class_name}ForImageClassification"]

@@ -28,9 +28,7 @@ def load_model(source: str | Path, overrides: Mapping[str, Any] | None, device: 
     return _fill(found, own, wanted, own, device, dtype)
 
 
-def put_weights(
-    model: Any, overrides: Mapping[str, Any] | None, source: str | Path, device: Any, dtype: Any
-) -> Model:
+def put_weights(model: Any, overrides: Mapping[str, Any] | None, source: str | Path, device: Any, dtype: Any) -> Model:
     """See `zoo.build` with weights."""
     wanted = resolve(model, overrides)
     found = locate(source)
@@ -105,9 +103,7 @@ def _misfits(entry: rules.Rule, found: Found, names: Mapping[str, str], shapes: 
     return problems
 
 
-def _fit(
-    tensors: dict[str, Tensor], source: Model, model: Model, allowed: Model, report: LoadReport
-) -> dict[str, Tensor]:
+def _fit(tensors: dict[str, Tensor], source: Model, model: Model, allowed: Model, report: LoadReport) -> dict[str, Tensor]:
     """The tensors that `model` takes over; differences that are not also ones from `allowed` are errors."""
     theirs, ours = dict(source.named_parameters()), dict(model.named_parameters())
     before = {name for name, _ in allowed.named_parameters()}
@@ -139,7 +135,9 @@ def _fit(
             report.add("ignored", name, "no part of this model")
     if problems:
         differing = differing_fields(source.config, model.config)
-        configs = [f"{path} is {there!r} there, {here!r} here" for path, there, here in differing if not path.startswith("init")]
+        configs = [
+            f"{path} is {there!r} there, {here!r} here" for path, there, here in differing if not path.startswith("init")
+        ]
         what = f"{report.place}: these weights are not those of the model, and no override asked for the difference"
         raise WeightsError(_listed(what, configs[:8] + problems))
     replaced = {entry.name for entry in report.of("resized") + report.of("re-initialised") + report.of("ignored")}

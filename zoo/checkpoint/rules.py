@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Rule:
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
-    operation: Same = Same()
+    operation: Same = field(default_factory=Same)
 
     def at(self, layer: int) -> Rule:
         """The rule for one layer."""
@@ -103,9 +103,7 @@ def expand(rules: Iterable[Rule], depth: int, ours: Iterable[str]) -> list[Rule]
     return table
 
 
-def read(
-    table: Iterable[Rule], fetch: Callable[[str], Tensor], shapes: Mapping[str, Shape]
-) -> dict[str, Tensor]:
+def read(table: Iterable[Rule], fetch: Callable[[str], Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     """Our tensors by name, made from theirs."""
     ours: dict[str, Tensor] = {}
     for entry in table:

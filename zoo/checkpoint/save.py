@@ -43,7 +43,9 @@ def family_for(config: Any, library: str) -> tuple[Family, dict[str, Any]]:
     """
     libraries = sorted({family.library for family in families()})
     if library not in libraries:
-        raise UnknownNameError(f"format: {library!r} is not supported; expected {' or '.join(libraries)}{did_you_mean(library, libraries)}")
+        raise UnknownNameError(
+            f"format: {library!r} is not supported; expected {' or '.join(libraries)}{did_you_mean(library, libraries)}"
+        )
     reasons = []
     for family in families():
         if family.library == library:

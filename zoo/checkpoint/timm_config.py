@@ -195,7 +195,9 @@ def _attention_arguments(attention: Any, norm: Any, width: int, wanted: Wanted) 
 def _feedforward_arguments(block: Any, norm: Any, width: int, wanted: Wanted) -> dict[str, Any]:
     feedforward = block.feedforward
     wanted.part("stack.block.feedforward", feedforward, "mlp", "gated")
-    wanted.equal("stack.block.feedforward.bias", feedforward.bias, "stack.block.attention.output_bias", block.attention.output_bias)
+    wanted.equal(
+        "stack.block.feedforward.bias", feedforward.bias, "stack.block.attention.output_bias", block.attention.output_bias
+    )
     wanted.equal("stack.block.feedforward.dropout", feedforward.dropout, "stack.block.dropout", block.dropout)
     if feedforward.norm is not None:
         wanted.equal("stack.block.feedforward.norm", feedforward.norm, "stack.block.norm", norm)
@@ -206,16 +208,15 @@ def _feedforward_arguments(block: Any, norm: Any, width: int, wanted: Wanted) ->
     packed = feedforward.type == "gated" and feedforward.norm is None and feedforward.bias
     if packed:
         wanted.expect("stack.block.feedforward.activation", feedforward.activation, "silu")
+    wanted.expect("stack.block.feedforward.activation", feedforward.activation, *_WRITTEN)
     hidden = feedforward.inner(width) * (2 if packed else 1)
     return {
         "mlp_ratio": _ratio(hidden, width),
-        "act_layer": _WRITTEN[feedforward.activation] if feedforward.activation in _WRITTEN else wanted.expect(
-            "stack.block.feedforward.activation", feedforward.activation, *_WRITTEN
-        ),
+        "act_layer": _WRITTEN[feedforward.activation],
         "scale_mlp_norm": feedforward.norm is not None,
         "init_values": block.layer_scale,
         "proj_drop_rate": block.dropout,
-    }  # fmt: skip
+    }
 
 
 def _norm_arguments(config: Any, norm: Any, wanted: Wanted) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class TimmViT(Family):
     def read_config(self, values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         fields = arguments(values)
         width, depth = fields.number("embed_dim", 768), fields.number("depth", 12)
-        norm = _norm(fields, "norm_layer", {"type": "layer-norm", "eps": 1e-6})
+        norm = _norm(fields, "norm_layer") or {"type": "layer-norm", "eps": 1e-6}
         pool_name = fields.choice("global_pool", POOLS, "token")
         final, fc_norm = fields.flag("final_norm", True), fields.take("fc_norm", None)
         if fc_norm is None:
@@ -57,7 +57,11 @@ class TimmViT(Family):
             # the latent attends with biases of its own, whatever the blocks do
             hidden = int(width * fields.number("mlp_ratio", 4.0, whole=False))
             feedforward = {"type": "mlp", "hidden": hidden, "activation": fields.choice("act_layer", ACTIVATIONS, None)}
-            pool |= {"attention": {"type": "full", "heads": block["attention"]["heads"]}, "norm": norm, "feedforward": feedforward}
+            pool |= {
+                "attention": {"type": "full", "heads": block["attention"]["heads"]},
+                "norm": norm,
+                "feedforward": feedforward,
+            }
         head = {
             "type": "classifier",
             "classes": fields.number("num_classes", 1000),
@@ -143,7 +147,7 @@ def _embedding(fields: Fields, norm: dict[str, Any]) -> dict[str, Any]:
         "registers": fields.number("reg_tokens", 0),
         "position": {"type": "learned", "resample": "bicubic-antialias"} if learned else None,
         "prefix_position": not fields.flag("no_embed_class", False),
-        "norm": _norm(fields, "embed_norm_layer", None),
+        "norm": _norm(fields, "embed_norm_layer"),
         "output_norm": norm if pre_norm else None,
         "dropout": dropout if learned else 0.0,  # without positions timm passes over their dropout
         "patch_dropout": fields.number("patch_drop_rate", 0.0, whole=False),
@@ -191,10 +195,10 @@ def _block(fields: Fields, width: int, norm: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _norm(fields: Fields, name: str, default: dict[str, Any] | None) -> dict[str, Any] | None:
+def _norm(fields: Fields, name: str) -> dict[str, Any] | None:
     value = fields.take(name, None)
     if value is None:
-        return default
+        return None
     spec = value if isinstance(value, dict) else {"name": value}
     types = {"layernorm": "layer-norm", "rmsnorm": "rms-norm"}
     if str(spec.get("name")) not in types:

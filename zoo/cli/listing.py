@@ -116,7 +116,13 @@ def _described(kind: str, name: str) -> dict[str, Any]:
     part = registry.part(kind, name)
     fields, docs = [], field_docs(part.Config)
     for field, info in part.Config.model_fields.items():
-        default = "needed" if info.is_required() else str(info.default).lower() if info.default in (None, True, False) else str(info.default)
+        default = (
+            "needed"
+            if info.is_required()
+            else str(info.default).lower()
+            if info.default in (None, True, False)
+            else str(info.default)
+        )
         fields.append({"name": field, "type": _type(info), "default": default, "description": docs.get(field, "")})
     return {"summary": (part.__doc__ or "").strip().partition("\n")[0], "fields": [f for f in fields if f["name"] != "type"]}
 

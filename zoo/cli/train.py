@@ -106,9 +106,7 @@ def _print_seeds(numbers: list[int], results: list[TrainingResult], compared: di
     accuracies = [result.metrics["test_accuracy"] for result in results]
     mean = sum(accuracies) / len(accuracies)
     if as_json:
-        runs = [
-            {"seed": number, "folder": str(result.folder), **result.metrics} for number, result in zip(numbers, results)
-        ]
+        runs = [{"seed": number, "folder": str(result.folder), **result.metrics} for number, result in zip(numbers, results)]
         print(json.dumps({"runs": runs, "mean_test_accuracy": mean, "baselines": compared}, indent=2))
         return
     table = Table("", "test accuracy", "seconds", "folder", box=SIMPLE_HEAD)

@@ -21,8 +21,8 @@ def verify(
 ) -> None:
     """Compare a model with its reference implementations, layer by layer."""
     from zoo.api import verify as run
-    from zoo.config.merge import parse_overrides
     from zoo.cli.progress import telling
+    from zoo.config.merge import parse_overrides
 
     with telling(quiet=as_json) as tell:
         report = run(target, parse_overrides(overrides or []), weights=weights, reference=reference, tiny=tiny, tell=tell)
@@ -66,4 +66,8 @@ def convert(
         raise ZooError(f"{folder}: source and result are the same folder; choose another for the result")
     model = load(source)
     written = save(model, folder) if to == "zoo" else export(model, folder, to)
-    print(json.dumps({"folder": str(written), "format": to}) if as_json else f"{written}: {to}, {model.num_parameters():,} parameters")
+    print(
+        json.dumps({"folder": str(written), "format": to})
+        if as_json
+        else f"{written}: {to}, {model.num_parameters():,} parameters"
+    )

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Union, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
-from pydantic import model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from zoo import registry
 from zoo.errors import ZooError, did_you_mean, one_of
 
-Problem = tuple[tuple[Union[str, int], ...], str]
+Problem = tuple[tuple[str | int, ...], str]
 """A place inside a config and what is wrong there."""
 
 
 class Config(BaseModel):
     """A frozen, strict description of a part: unknown fields are errors, nothing is coerced silently."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     kind: ClassVar[str] = ""
     """The registry page that parts with such a config stand on."""

@@ -128,8 +128,7 @@ def _fields(value: Any, slot: Slot) -> Any:
 
 def _config_class(kind: str, name: str | None) -> type[Config] | None:
     try:
-        config: type[Config] = registry.part(kind, name).Config if name is not None else None
-        return config
+        return registry.part(kind, name).Config if name is not None else None
     except (UnknownNameError, AttributeError):
         return None  # validation will say so, with the place
 
@@ -146,7 +145,7 @@ def _shared(old: type[Config] | None, new: type[Config] | None) -> set[str]:
     return set(getattr(common, "model_fields", {})) - {"type"}
 
 
-def difference(base: Config, changed: Config, slot: Slot) -> dict[str, Any]:
+def difference(base: Any, changed: Any, slot: Slot) -> dict[str, Any]:
     """The smallest mapping that, laid over `base` by `merge`, gives `changed`.
 
     A part of another type is written out whole.
@@ -170,4 +169,8 @@ def differing_fields(base: Any, changed: Any, path: str = "") -> list[tuple[str,
         shown = [getattr(value, "type", value) for value in (base, changed)]
         return [] if base == changed else [(path, *shown)]
     names = type(base).model_fields
-    return [entry for name in names for entry in differing_fields(getattr(base, name), getattr(changed, name), f"{path}.{name}".lstrip("."))]
+    return [
+        entry
+        for name in names
+        for entry in differing_fields(getattr(base, name), getattr(changed, name), f"{path}.{name}".lstrip("."))
+    ]

@@ -43,7 +43,7 @@ def parse_yaml(text: str, place: str = "") -> Any:
 
     try:
         _check_size(text)
-        return yaml.load(text, Loader=_loader())  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_loader())
     except ValueError as error:  # of a number such as 0x_, or one of thousands of digits
         raise ConfigError(f"{place}: no valid YAML: {error}" if place else f"no valid YAML: {error}") from None
     except yaml.YAMLError as error:
@@ -60,11 +60,12 @@ def _check_size(text: str, depth: int = 100, limit: int = 100_000) -> None:
     open_nodes: list[int] = [0]  # the sizes, with aliases written out, of the collections around this place
     sizes: dict[str, int] = {}
     names: list[str | None] = []
+    event: Any
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         problem = None
         if isinstance(event, yaml.AliasEvent):
             problem = None if event.anchor in sizes else f"the alias *{event.anchor} stands for nothing before it"
-            open_nodes[-1] += sizes.get(event.anchor, 0)
+            open_nodes[-1] += sizes.get(str(event.anchor), 0)
         elif isinstance(event, yaml.CollectionEndEvent):
             size, name = open_nodes.pop() + 1, names.pop()
             open_nodes[-1] += size
@@ -130,7 +131,8 @@ def _loader() -> Any:
 
         yaml_implicit_resolvers = {
             first: [
-                (tag, pattern) for tag, pattern in resolvers
+                (tag, pattern)
+                for tag, pattern in resolvers
                 if tag.rpartition(":")[2] not in ("float", "bool", "timestamp", "merge", "value")
             ]
             for first, resolvers in base.yaml_implicit_resolvers.items()
@@ -142,7 +144,9 @@ def _loader() -> Any:
                 if not isinstance(key, (str, int)):
                     raise yaml.constructor.ConstructorError(None, None, f"{key!r} cannot name a field", node.start_mark)
                 if key in keys[:place]:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", node.value[place][0].start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key!r} stands twice", node.value[place][0].start_mark
+                    )
             mapping: dict[Any, Any] = super().construct_mapping(node, deep)
             return mapping
 

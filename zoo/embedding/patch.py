@@ -43,7 +43,9 @@ class PatchEmbedding(nn.Module):
         """Whether a learned class token stands first."""
         registers: Count = 0
         """How many learned register tokens stand behind the class token."""
-        position: Annotated[Config | None, Slot("position", default="learned", optional=True)] = Field(default="learned", validate_default=True)
+        position: Annotated[Config | None, Slot("position", default="learned", optional=True)] = Field(
+            default="learned", validate_default=True
+        )
         """Positions added to the tokens."""
         prefix_position: bool = True
         """Whether class and register tokens have positions too, or only the patches."""

@@ -70,16 +70,12 @@ def _masked(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, dropout: float, shared: bool
 ) -> Tensor:
     """A row without any key is computed with all of them, and its result replaced: no NaN on either way."""
-    empty = (
-        ~mask.any(-1, keepdim=True) if mask.dtype == torch.bool else (mask == -math.inf).all(-1, keepdim=True)
-    )
+    empty = ~mask.any(-1, keepdim=True) if mask.dtype == torch.bool else (mask == -math.inf).all(-1, keepdim=True)
     if mask.dtype == torch.bool:
         mask = mask | empty
     else:
         mask = mask.masked_fill(empty, 0.0).to(query.dtype)
-    y = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scale, dropout_p=dropout, enable_gqa=shared
-    )
+    y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, dropout_p=dropout, enable_gqa=shared)
     return y.masked_fill(empty, 0.0)
 
 
@@ -87,13 +83,7 @@ def _fast_backward(query: Tensor, key: Tensor, value: Tensor) -> bool:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return False
     needed = query.requires_grad or key.requires_grad or value.requires_grad
-    if (
-        not needed
-        or query.shape != key.shape
-        or query.shape != value.shape
-        or not query.numel()
-        or not fast()
-    ):
+    if not needed or query.shape != key.shape or query.shape != value.shape or not query.numel() or not fast():
         return False
     batch, heads, tokens, _ = query.shape
     return batch * heads * tokens**2 <= SCORES and product_dtype(query, key, value) == torch.bfloat16
@@ -112,9 +102,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, setting: tuple[bool, float], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         causal, scale = ctx.setting = setting
-        output, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal, scale=scale
-        )
+        output, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
         ctx.save_for_backward(query, key, value)
         return output
 
@@ -137,9 +125,7 @@ class Attention(torch.autograd.Function):
             return None, *(t.view(batch, heads, -1, size) for t in (d_query, d_key, d_value))
 
 
-def differentiate(
-    ctx: Any, function: Any, gradient: Tensor, setting: Any, *inputs: Tensor
-) -> tuple[Tensor | None, ...]:
+def differentiate(ctx: Any, function: Any, gradient: Tensor, setting: Any, *inputs: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of `function(setting, *inputs)` by autograd: where the backward pass is itself differentiated
     (create_graph=True), or transformed or watched."""
     differentiable = torch.is_grad_enabled()

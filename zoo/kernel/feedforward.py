@@ -50,13 +50,7 @@ def gated(
     training: bool = False,
 ) -> Tensor:
     """(..., size) -> activation(gate) * up -> dropout -> down -> (..., size)"""
-    quiet = (
-        not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
-        and bare(gate)
-        and bare(up)
-        and fast()
-    )
+    quiet = not torch.compiler.is_compiling() and not torch.is_grad_enabled() and bare(gate) and bare(up) and fast()
     if quiet and _usual(x, gate, up):
         hidden = overwriting(activation)(gate(x)).mul_(up(x))
     else:

@@ -97,9 +97,7 @@ class Prepared:
 
     def _prepare(self, weights: list[Tensor], rows: int, dtype: torch.dtype) -> None:
         self.sources = tuple(Source(weight) for weight in weights)
-        joined = (
-            torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
-        )
+        joined = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
         if dtype == torch.float32:
             self.weight = torch.ops.mkl._mkl_reorder_linear_weight(joined, rows)
         else:
@@ -144,9 +142,7 @@ def product(x: Tensor, modules: tuple[Any, ...]) -> Tensor | None:
     if rows not in ROWS or len({bias is None for bias in biases}) > 1:
         return None
     dtype = product_dtype(x, *weights, *(bias for bias in biases if bias is not None))
-    if dtype is None or any(
-        w.dtype != torch.float32 or w.is_inference() or not w.is_contiguous() for w in weights
-    ):
+    if dtype is None or any(w.dtype != torch.float32 or w.is_inference() or not w.is_contiguous() for w in weights):
         return None
     memory = modules[0].prepared
     if not memory.holds(weights, rows, dtype):

@@ -21,7 +21,9 @@ class ModelConfig(Config):
 
     kind: ClassVar[str] = "model"
 
-    init: Annotated[Config, Slot("initializer", default="truncated-normal")] = Field(default="truncated-normal", validate_default=True)
+    init: Annotated[Config, Slot("initializer", default="truncated-normal")] = Field(
+        default="truncated-normal", validate_default=True
+    )
     """How fresh weights are drawn."""
 
 
@@ -29,6 +31,9 @@ class Model(nn.Module):
     """An assembly of parts, with the frozen config that describes it."""
 
     config: Any
+    stack: Any
+    load_report: Any = None
+    """What loading did with each tensor; None for a model with fresh weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -40,6 +45,7 @@ class Model(nn.Module):
 
     def gradient_checkpointing(self, enable: bool = True) -> None:
         """Keeps only each block's input in training and computes the rest again in the backward pass."""
+        module: Any
         for module in self.modules():
             if hasattr(module, "checkpointing"):
                 module.checkpointing = enable

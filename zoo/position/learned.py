@@ -61,7 +61,8 @@ class LearnedPosition(nn.Module):
         prefix = self.length - self.grid[0] * self.grid[1]
         if prefix != source.length - source.grid[0] * source.grid[1] or table.shape[1] != self.table.shape[1]:
             return None
-        note = f"{source.grid[0]} x {source.grid[1]} positions resampled ({self.config.resample}) to {self.grid[0]} x {self.grid[1]}"
+        old, new = (f"{rows} x {columns}" for rows, columns in (source.grid, self.grid))
+        note = f"{old} positions resampled ({self.config.resample}) to {new}"
         return resample(table, source.grid, self.grid, prefix, self.config), note
 
     def _differs(self, grid: tuple[int, int], tokens: int) -> bool:
@@ -81,9 +82,7 @@ class LearnedPosition(nn.Module):
         return f"length={self.length}, width={self.table.shape[1]}"
 
 
-def resample(
-    table: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int, config: LearnedPosition.Config
-) -> Tensor:
+def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int, config: LearnedPosition.Config) -> Tensor:
     """The table (prefix + old patches, width) for another grid of patches (prefix + new patches, width)."""
     antialias = config.resample == "bicubic-antialias"
     patches = table[prefix:].reshape(1, *old, -1).permute(0, 3, 1, 2)

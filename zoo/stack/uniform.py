@@ -50,7 +50,8 @@ class UniformStack(nn.Module):
             block = info.data.get("block")
             if pattern is None or block is None:
                 return pattern
-            changes, problems = [], []
+            changes: list[dict[str, Any]] = []
+            problems: list[Problem] = []
             for number, change in enumerate(pattern):
                 try:
                     changes.append(difference(block, BLOCK.validate(merge(block, change, BLOCK)), BLOCK))

@@ -64,9 +64,7 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig, fused_allowed: bo
     offered = "fused" in inspect.signature(library.get_optimizer_class(config.name, bind_defaults=False)).parameters
     if config.fused if config.fused is not None else offered and fused_allowed:
         options["fused"] = True
-    groups = library.param_groups_weight_decay(
-        module, config.weight_decay, no_weight_decay_list=list(never_decayed(module))
-    )
+    groups = library.param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=list(never_decayed(module)))
     try:
         optimizer: Optimizer = library.create_optimizer_v2(
             groups, config.name, lr=config.lr, weight_decay=config.weight_decay, **options

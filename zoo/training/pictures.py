@@ -43,9 +43,7 @@ def learning_curve(rows: Sequence[Mapping[str, float]], final: Mapping[str, floa
     return _write(figure, path)
 
 
-def prediction_grid(
-    images: Tensor, logits: Tensor, labels: Tensor, path: Path, title: str = "", columns: int = 8
-) -> Path:
+def prediction_grid(images: Tensor, logits: Tensor, labels: Tensor, path: Path, title: str = "", columns: int = 8) -> Path:
     """Draws images with the predicted class and its probability; what is wrong is framed, crossed and corrected.
 
     Args:

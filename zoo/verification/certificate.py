@@ -65,7 +65,10 @@ def certify(name: str) -> dict[str, Any]:
 
 def certificates() -> dict[str, dict[str, Any]]:
     """The certificates at hand, by preset."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder("configs") / "certificates").glob("*.json"))}
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((folder("configs") / "certificates").glob("*.json"))
+    }
 
 
 def table() -> str:
@@ -79,9 +82,11 @@ def table() -> str:
         if name not in known:
             continue
         for number, each in enumerate(known[name]["references"]):
-            first = (f"`{name}`", f"{known[name]['parameters']:,}") if number == 0 else ("", "")
-            errors = f"{each['float64']:.0e} | {each['gradients']:.0e} | {each['float32']:.0e} ({each['float32_of_the_reference']:.0e})"
-            rows.append(f"| {first[0]} | {first[1]} | {each['library']} {each['version']} | {errors} |")
+            first = f"| `{name}` | {known[name]['parameters']:,} |" if number == 0 else "| | |"
+            single = f"{each['float32']:.0e} ({each['float32_of_the_reference']:.0e})"
+            rows.append(
+                f"{first} {each['library']} {each['version']} | {each['float64']:.0e} | {each['gradients']:.0e} | {single} |"
+            )
     return "\n".join(rows)
 
 
@@ -112,7 +117,11 @@ def main(arguments: Sequence[str]) -> None:
     for name in [] if "--tables" in arguments else arguments or list_models():
         certificate = certify(name)
         (target / f"{name}.json").write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
-        print(name, [f"{each['library']} {each['float64']:.1e} {each['float32']:.1e}" for each in certificate["references"]], flush=True)
+        print(
+            name,
+            [f"{each['library']} {each['float64']:.1e} {each['float32']:.1e}" for each in certificate["references"]],
+            flush=True,
+        )
     print("renewed", [str(page.relative_to(root)) for page in renew_tables(root)])
 
 

@@ -32,7 +32,7 @@ def pairs(taps: tuple[tuple[str, str], ...], theirs: nn.Module, ours: nn.Module,
     """Our module's name to theirs, in the order of computation, for the modules that both have."""
     found: dict[str, str] = {}
     numbered = [tap for tap in taps if "{n}" in tap[1]]
-    first = [tap for tap in taps[: taps.index(numbered[0])]] if numbered else list(taps)
+    first = list(taps[: taps.index(numbered[0])]) if numbered else list(taps)
     last = [tap for tap in taps if tap not in numbered and tap not in first]
     layers = [tuple(name.replace("{n}", str(layer)) for name in tap) for layer in range(depth) for tap in numbered]
     modules = dict(theirs.named_modules()), dict(ours.named_modules())
@@ -66,7 +66,9 @@ def recording(model: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str, 
 @torch.no_grad()
 def own_errors(ours: nn.Module, theirs: Mapping[str, Seen], layout: Layout, inputs: Mapping[str, Any]) -> dict[str, float]:
     """How far each module of ours is from theirs when it is given what theirs was given."""
-    return {name: error(fed(ours.get_submodule(name), name, seen, layout, inputs), seen.output) for name, seen in theirs.items()}
+    return {
+        name: error(fed(ours.get_submodule(name), name, seen, layout, inputs), seen.output) for name, seen in theirs.items()
+    }
 
 
 @torch.no_grad()

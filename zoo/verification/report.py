@@ -153,7 +153,9 @@ def _table(each: Comparison) -> list[str]:
     shown = [layer for layer in each.layers if not (noisy and re.search(r"layers\.\d+\.", layer.name))]
     for layer in shown:
         word = "differs" if each.exchanged else "bug"
-        mark = "" if layer.passed else f"  <- {word}" if layer.diverges else "  <- follows" if each.exchanged else "  <- not noise"
+        mark = (
+            "" if layer.passed else f"  <- {word}" if layer.diverges else "  <- follows" if each.exchanged else "  <- not noise"
+        )
         numbers = "".join(f"{value:11.1e}" for value in (layer.own, layer.float64, layer.float32, layer.noise))
         lines.append(f"{layer.name:34}{numbers}{mark}")
     if each.gradients:

@@ -164,10 +164,10 @@ def _references(
         return
     for number, scale in enumerate(SCALES):
         tell(f"building the reference of {library.name}")
-        model = library.build(values).double()
-        redraw(model, scale, seed + number)
-        library.save(model, folder / f"scale-{scale}")
-        del model
+        fresh = library.build(values).double()
+        redraw(fresh, scale, seed + number)
+        library.save(fresh, folder / f"scale-{scale}")
+        del fresh
         _check_same(family, values, folder / f"scale-{scale}")
         yield folder / f"scale-{scale}"
 
@@ -180,7 +180,9 @@ def _check_same(family: Family, values: Mapping[str, Any], folder: Path) -> None
         for name, value in mine.items():
             same = back.get(name) == value or name == "model_args" or name.endswith("_rate")
             if not same:
-                raise ConfigError(f"{family.library} built another model than the one asked for: {name} is {back.get(name)!r}, not {value!r}")
+                raise ConfigError(
+                    f"{family.library} built another model than the one asked for: {name} is {back.get(name)!r}, not {value!r}"
+                )
 
 
 class Pair(NamedTuple):
@@ -234,7 +236,10 @@ def _single(library: Library, pair: Pair, batches: Batches, result: Comparison) 
     names, exact, layers = pair.names, pair.exact, {layer.name: layer for layer in result.layers}
     theirs, ours = pair.theirs.float(), pair.ours.float()
     for number, (case, inputs) in enumerate(batches.items()):
-        inputs = {key: value.float() if torch.is_tensor(value) and value.is_floating_point() else value for key, value in inputs.items()}
+        inputs = {
+            key: value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+            for key, value in inputs.items()
+        }
         with recording(theirs, names) as seen:
             answers = library.call(theirs, inputs)
         for _ in range(3 if number == 0 else 1):  # fast kernels are taken up once a shape has been seen

@@ -33,7 +33,7 @@ def training_errors(library: Library, config: Any, seed: int) -> dict[str, float
     small, found = shrink(config), {}
     for name, fields in SITES.items():
         try:
-            changed = validate(merge_overrides(small.model_dump(), {field: 1.0 for field in fields}))
+            changed = validate(merge_overrides(small.model_dump(), dict.fromkeys(fields, 1.0)))
             family, values = family_for(changed, library.name)
             if family.read_config(values, ["pooler.dense.weight"]) is None:
                 continue
