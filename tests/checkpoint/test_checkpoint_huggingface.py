@@ -258,13 +258,12 @@ def test_what_transformers_cannot_say_is_refused_with_our_field(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="dropouts that transformers cannot say are lost without a word: to be decided")
 @pytest.mark.parametrize(
     "place",
     ["stack.drop_path", "stack.block.feedforward.dropout", "head.dropout", "embedding.dropout", "embedding.patch_dropout"],
 )
-def test_a_dropout_that_transformers_cannot_say_is_refused(model_of: Make, tmp_path: Path, place: str) -> None:
-    with pytest.raises(ConfigError, match=place):
+def test_a_dropout_that_transformers_cannot_say_is_left_out_with_a_warning(model_of: Make, tmp_path: Path, place: str) -> None:
+    with pytest.warns(UserWarning, match=place):
         zoo.export(model_of({place: 0.1}), tmp_path / "out")
 
 

@@ -139,12 +139,7 @@ def test_a_rate_of_dropping_is_taken_over(timm_folder: Make, rate: str) -> None:
     assert found == 0.25
 
 
-EMBED_NORM = pytest.param(
-    {"embed_norm_layer": "layernorm"}, marks=pytest.mark.xfail(strict=True, reason="not written back yet"), id="embed_norm"
-)
-
-
-@pytest.mark.parametrize("arguments", [each if "embed_norm_layer" not in each else EMBED_NORM for each in HONOURED], ids=str)
+@pytest.mark.parametrize("arguments", HONOURED, ids=str)
 def test_an_export_is_opened_by_timm(timm_folder: Make, images: Make, tmp_path: Path, arguments: dict[str, Any]) -> None:
     import timm
     from safetensors.torch import load_file
@@ -216,7 +211,7 @@ def test_the_table_of_architectures_is_timms(monkeypatch: pytest.MonkeyPatch) ->
 
     for module in (vision_transformer, deit):
         monkeypatch.setattr(module, "build_model_with_cfg", capture)
-    for name, entry in _model_entrypoints.items():
+    for entry in _model_entrypoints.values():
         if entry.__module__ in ("timm.models.vision_transformer", "timm.models.deit"):
             entry()
     known = set(inspect.signature(vision_transformer.VisionTransformer.__init__).parameters)

@@ -99,7 +99,8 @@ def test_importing_changes_nothing(run: Run, tmp_path: Path) -> None:
 import json, os, random, sys, threading, warnings, logging, signal, locale
 def state():
     return [sorted(os.environ.items()), random.getstate()[1][:5], threading.active_count(), len(warnings.filters),
-            logging.root.level, len(logging.root.handlers), str(signal.getsignal(signal.SIGINT)), os.getcwd(), sys.getrecursionlimit()]
+            logging.root.level, len(logging.root.handlers), str(signal.getsignal(signal.SIGINT)),
+            os.getcwd(), sys.getrecursionlimit()]
 before = json.dumps(state())
 import zoo
 zoo.list_models()

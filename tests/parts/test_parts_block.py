@@ -138,8 +138,10 @@ def test_a_pattern_builds_other_blocks(tiny: dict[str, Any]) -> None:
 
 
 EMBEDDINGS: list[dict[str, Any]] = [
-    {}, {"bias": False}, {"class_token": False}, {"registers": 2}, {"registers": 2, "class_token": False, "prefix_position": False},
-    {"prefix_position": False}, {"position": None}, {"position": "sinusoidal"}, {"norm": "layer-norm"}, {"output_norm": "rms-norm"},
+    {}, {"bias": False}, {"class_token": False}, {"registers": 2},
+    {"registers": 2, "class_token": False, "prefix_position": False},
+    {"prefix_position": False}, {"position": None}, {"position": "sinusoidal"},
+    {"norm": "layer-norm"}, {"output_norm": "rms-norm"},
     {"channels": 1}, {"channels": 5, "image_size": [16, 40]}, {"patch_size": [4, 16]}, {"image_size": [37, 45]},
     {"image_size": [37, 45], "edges": "pad", "flexible": True},
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
@@ -89,6 +90,13 @@ class Wanted:
     def part(self, path: str, part: Any, *types: str | None) -> None:
         """Raises unless the part in a slot has one of these types."""
         self.expect(path, None if part is None else part.type, *types)
+
+    def training_only(self, path: str, value: float) -> None:
+        """Warns of a field that only acts in training and that theirs cannot say."""
+        if value:
+            warnings.warn(
+                f"{path}: {self.family} has no such field, so {value} is left out; it only acts in training", stacklevel=3
+            )
 
     def equal(self, path: str, value: Any, other: str, expected: Any) -> None:
         """Raises unless two places of our config agree."""

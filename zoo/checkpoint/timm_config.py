@@ -121,13 +121,15 @@ def _architecture(args: dict[str, Any], norm: str, eps: float, block: Any, wante
         theirs = spec if isinstance(spec, dict) else {"name": spec or norm, "eps": 1e-6}
         embed = known.get("embed_norm_layer")
         same_norm = theirs["name"] == norm and theirs["eps"] == eps
-        same_embed = (embed is None) == (args["embed_norm"] is None) and (embed is None or embed == args["embed_norm"])
+        wanted_embed = args["embed_norm"]
+        by_name = embed is None and wanted_embed is not None and wanted_embed["eps"] == 1e-6  # timm's own eps
         # timm passes over arguments that are null, so an architecture's own layer scale cannot be taken away
         scaled = "init_values" in known and known.get("block_fn") != "ResPostBlock"
         plain = not {"class", "attn_layer"} & set(known) and (args["init_values"] is not None or not scaled)
         same_rest = known.get("mlp_layer", "Mlp") == mlp and known.get("block_fn", "Block") == function
-        if plain and same_norm and same_embed and same_rest:
+        if plain and same_norm and same_rest and (by_name or embed == wanted_embed):
             del args["embed_norm"]
+            args |= {"embed_norm_layer": wanted_embed["name"]} if by_name else {}
             return name
     wanted.expect("stack.block.norm", f"{norm} with eps {eps} beside {mlp} and {function}", "one of timm's combinations")
     raise AssertionError("unreachable")

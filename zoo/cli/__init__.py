@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from zoo.errors import ZooError
@@ -14,15 +15,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if words == ["list"]:  # people call this all the time: no parser of arguments is needed for it
-        from zoo.presets import list_models, print_rows, summary
-
-        print_rows({name: summary(name) for name in list_models()})
-        sys.exit(0)
-    from zoo.cli.app import app, usage_error
-
     try:
-        sys.exit(app(args=words, prog_name="zoo", standalone_mode=False) or 0)
+        if words == ["list"]:  # people call this all the time: no parser of arguments is needed for it
+            from zoo.presets import list_models, print_rows, summary
+
+            print_rows({name: summary(name) for name in list_models()})
+            sys.stdout.flush()
+            sys.exit(0)
+        from zoo.cli.app import app, usage_error
+
+        warnings.formatwarning = lambda message, *_: f"zoo: {message}\n"  # one line, as errors are
+        code = app(args=words, prog_name="zoo", standalone_mode=False) or 0
+        if code == 130:  # typer's way to say Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:

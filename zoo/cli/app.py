@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from zoo.cli.demo import demo
@@ -37,5 +39,6 @@ def usage_error(error: Exception) -> int | None:
         error.show()
         return int(error.exit_code)
     if isinstance(error, typer.Abort):
+        print("zoo: interrupted", file=sys.stderr)
         return 130
     return None

@@ -145,6 +145,8 @@ class PatchEmbedding(nn.Module):
 
     def _checked(self, pixels: Tensor, interpolate: bool) -> Tensor:
         config = self.config
+        if not isinstance(pixels, Tensor):
+            raise InputError(f"pixel_values: expected a tensor, got {type(pixels).__name__}")
         if pixels.ndim != 4 or not pixels.is_floating_point():
             kind = f"{tuple(pixels.shape)} of {pixels.dtype}"
             raise InputError(f"pixel_values: expected floats of shape (batch, channels, height, width), got {kind}")

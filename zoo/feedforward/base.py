@@ -9,7 +9,7 @@ from pydantic import Field
 
 from zoo.activation import Activation
 from zoo.config import Config, Problem, Slot
-from zoo.config.base import PositiveInt, Probability
+from zoo.config.base import LARGEST, PositiveInt, Probability
 
 
 class FeedForwardConfig(Config):
@@ -35,5 +35,5 @@ class FeedForwardConfig(Config):
         return self.hidden if self.hidden is not None else int(width * self.ratio)
 
     def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
-        if self.inner(width) < 1:
-            yield ("ratio",), f"{self.ratio} x width {width} leaves no inner width"
+        if not 1 <= self.inner(width) <= LARGEST:
+            yield ("ratio",), f"{self.ratio} x width {width} is no inner width: expected 1 to {LARGEST}"

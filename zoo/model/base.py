@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -93,12 +94,16 @@ def chosen(choice: Any, available: int, name: str) -> list[int]:
     """The indices that `output_hidden_states` or `output_attentions` asks for: all, none, or a list.
 
     Raises:
-        InputError: an index that the model does not have.
+        InputError: an index that the model does not have, or something else than a truth value or a list.
     """
     if choice is None or choice is False:
         return []
     if choice is True:
         return list(range(available))
+    if isinstance(choice, (str, bytes)) or not isinstance(choice, Collection):
+        raise InputError(f"{name}: expected true, false or a list of layers, got {choice!r}")
+    if not all(isinstance(index, int) and not isinstance(index, bool) for index in choice):
+        raise InputError(f"{name}: expected whole numbers, got {list(choice)!r}")
     wanted = [index + available if index < 0 else index for index in choice]
     for index, given in zip(wanted, choice):
         if not 0 <= index < available:

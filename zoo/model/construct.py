@@ -59,9 +59,14 @@ def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
 def read_device(device: Any) -> torch.device:
     """A device from its name; torch's default device from None."""
     try:
-        return torch.get_default_device() if device is None else torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ConfigError(f"device: {device!r} is none; expected one such as 'cpu', 'cuda', 'cuda:1' or 'meta'") from None
+        found = torch.get_default_device() if device is None else torch.device(device)
+        if found.type not in ("cpu", "meta"):
+            torch.empty(0, device=found)  # whether there is one, only trying tells
+        return found
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0][:120]
+        message = f"device: {device!r} is none here; expected one such as 'cpu', 'cuda', 'cuda:1' or 'meta' ({reason})"
+        raise ConfigError(message) from None
 
 
 def read_dtype(dtype: Any) -> torch.dtype | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -95,6 +96,7 @@ class Timm(Library):
 
     def __init__(self) -> None:
         self.library = require("timm", "verify", "comparing with timm")
+        logging.getLogger("timm").setLevel(logging.ERROR)
 
     @property
     def version(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,36 +70,38 @@ def verify(
     changes = None if base == ours else ours.model_dump()
     large = report.parameters >= LARGE
     gradients = not large if gradients is None else gradients
-    for library_name in chosen:
-        try:
-            family, values = family_for(base, library_name)
-        except ConfigError as problem:
-            report.unavailable[library_name] = str(problem)
-            continue
-        library = libraries()[library_name]()
-        exchanged = [f"{path} is {new!r} instead of {old!r}" for path, old, new in differing_fields(base, ours)]
-        comparison = Comparison(library.name, library.version, exchanged)
-        with tempfile.TemporaryDirectory() as folder:
-            for number, saved in enumerate(_references(library, family, values, stored, Path(folder), seed, tell)):
-                tell(f"comparing with {library_name}, weights {number + 1}")
-                batches = cases(base, library_name, seed, examples=1 if large else 2)
-                comparison.cases = comparison.cases or list(batches)
-                if number > 0:  # the other ways through the model need no second scale of weights
-                    batches = {name: batch for name, batch in batches.items() if name == comparison.cases[0]}
-                pair = _opened(library, family, saved, changes, seed)
-                _compare(library, pair, batches, comparison)
-                if number == 0 and gradients:
-                    tell(f"comparing gradients with {library_name}")
-                    _gradients(library, pair, batches, comparison, Path(folder))
-                if number == 0 and changes is None:
-                    _export(library, pair, batches, comparison, Path(folder))
-                _single(library, pair, batches, comparison)
-        if training and changes is None and stored is None:
-            from zoo.verification.training import training_errors
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fields that only act in training and that a library lacks
+        for library_name in chosen:
+            try:
+                family, values = family_for(base, library_name)
+            except ConfigError as problem:
+                report.unavailable[library_name] = str(problem)
+                continue
+            library = libraries()[library_name]()
+            exchanged = [f"{path} is {new!r} instead of {old!r}" for path, old, new in differing_fields(base, ours)]
+            comparison = Comparison(library.name, library.version, exchanged)
+            with tempfile.TemporaryDirectory() as folder:
+                for number, saved in enumerate(_references(library, family, values, stored, Path(folder), seed, tell)):
+                    tell(f"comparing with {library_name}, weights {number + 1}")
+                    batches = cases(base, library_name, seed, examples=1 if large else 2)
+                    comparison.cases = comparison.cases or list(batches)
+                    if number > 0:  # the other ways through the model need no second scale of weights
+                        batches = {name: batch for name, batch in batches.items() if name == comparison.cases[0]}
+                    pair = _opened(library, family, saved, changes, seed)
+                    _compare(library, pair, batches, comparison)
+                    if number == 0 and gradients:
+                        tell(f"comparing gradients with {library_name}")
+                        _gradients(library, pair, batches, comparison, Path(folder))
+                    if number == 0 and changes is None:
+                        _export(library, pair, batches, comparison, Path(folder))
+                    _single(library, pair, batches, comparison)
+            if training and changes is None and stored is None:
+                from zoo.verification.training import training_errors
 
-            tell(f"comparing train mode with {library_name}")
-            comparison.training = training_errors(library, base, seed)
-        report.comparisons.append(comparison)
+                tell(f"comparing train mode with {library_name}")
+                comparison.training = training_errors(library, base, seed)
+            report.comparisons.append(comparison)
     if not report.comparisons:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.unavailable.items())
         raise ConfigError(f"{name}: no reference to verify it against ({reasons})")
