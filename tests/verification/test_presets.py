@@ -18,8 +18,20 @@ def test_a_preset_equals_its_references(name):
         assert each.worst("float64") <= 1e-10
         assert len(each.gradients) > 30 and len(each.training) >= 2 and each.export is not None
         assert {"embedding", "stack.layers.0.attention", "stack.layers.1", "logits"} <= {layer.name for layer in each.layers}
+    recipe = "timm" if name in TIMM_ONLY else "transformers"
+    otherwise = next(each.fresh for each in report.comparisons if each.library == recipe)
+    # the paper of DeiT draws tokens and positions, which Hugging Face's starts at zero
+    tokens = ["embedding.class_token", "embedding.register_tokens", "embedding.position.table"]
+    assert otherwise == (tokens if name == "deit-small" else [])
     if name in TIMM_ONLY:
         assert TIMM_ONLY[name] in report.unavailable["transformers"]
+
+
+def test_another_recipe_for_fresh_weights_is_seen():
+    """timm draws tokens and the projection of patches otherwise than Hugging Face, whose recipe vit-tiny follows."""
+    report = zoo.verify("vit-tiny", tiny=True, reference="timm")
+    assert report.passed
+    assert report.comparisons[0].fresh == ["embedding.class_token", "embedding.weight", "embedding.bias"]
 
 
 @pytest.mark.parametrize("overrides", [

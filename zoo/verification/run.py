@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.checkpoint import rules
 from zoo.checkpoint.family import Family
 from zoo.checkpoint.load import load_model
 from zoo.checkpoint.locate import families, locate
@@ -26,6 +25,7 @@ from zoo.verification.compare import error, own_errors, pairs, recording
 from zoo.verification.reference import Library, libraries, redraw
 from zoo.verification.report import TOLERANCE, Comparison, Layer, Report
 from zoo.verification.shrink import shrink
+from zoo.verification.stored import read_as_ours
 from zoo.verification.suspects import suspects
 
 SCALES = (0.25, 1.5)
@@ -97,10 +97,12 @@ def verify(
                         _export(library, pair, batches, comparison, Path(folder))
                     _single(library, pair, batches, comparison)
             if training and changes is None and stored is None:
+                from zoo.verification.fresh import fresh_differences
                 from zoo.verification.training import training_errors
 
                 tell(f"comparing train mode with {library_name}")
                 comparison.training = training_errors(library, base, seed)
+                comparison.fresh = fresh_differences(library, base, seed)
             report.comparisons.append(comparison)
     if not report.comparisons:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.unavailable.items())
@@ -277,7 +279,7 @@ def _gradients(library: Library, pair: Pair, batches: Batches, result: Compariso
     library.save(theirs, folder / "gradients")
     for parameter, value in zip(theirs.parameters(), values):
         parameter.data = value
-    expected = _read_as_ours(pair.family, ours, folder / "gradients")
+    expected = read_as_ours(pair.family, ours, folder / "gradients")
     largest = max((float(tensor.abs().max()) for tensor in expected.values()), default=1.0)
     for name, tensor in expected.items():
         gradient = ours.get_parameter(name).grad
@@ -286,15 +288,6 @@ def _gradients(library: Library, pair: Pair, batches: Batches, result: Compariso
         small = float(tensor.abs().max()) < 1e-9 * largest
         result.gradients[name] = float((gradient - tensor).abs().max()) / largest if small else error(gradient, tensor)
     ours.zero_grad(set_to_none=True)
-
-
-def _read_as_ours(family: Family, ours: Model, folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder under our names, as far as our model has them."""
-    stored = locate(folder).stored
-    shapes = {name: tuple(parameter.shape) for name, parameter in ours.named_parameters()}
-    names = family.plain_names(stored)
-    table = [entry for entry in family.table(ours.config, shapes) if all(name in names for name in entry.theirs)]
-    return rules.read(table, lambda name: stored[names[name]].fetch(names[name]), shapes)
 
 
 @torch.no_grad()
