@@ -44,12 +44,15 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def rules(self, config: Any) -> Iterable[Rule]:
-        """Their names and ours, for everything that a model of this config may have."""
+    def rules(self, config: Any, names: Collection[str] = ()) -> Iterable[Rule]:
+        """Their names and ours, for everything that a model of this config may have.
 
-    def table(self, config: Any, ours: Iterable[str]) -> list[Rule]:
-        """The rules for a model with the tensors `ours`."""
-        return expand(self.rules(config), config.stack.depth, ours)
+        Where theirs have several spellings, the tensors on disk, `names`, tell which one it is.
+        """
+
+    def table(self, config: Any, ours: Iterable[str], names: Collection[str] = ()) -> list[Rule]:
+        """The rules for a model with the tensors `ours`; `names` are those on disk, where some are read."""
+        return expand(self.rules(config, names), config.stack.depth, ours)
 
     def plain_names(self, names: Iterable[str]) -> dict[str, str]:
         """The names on disk by the names the rules use: with the prefix, whether the file has it or not.

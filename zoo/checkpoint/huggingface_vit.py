@@ -132,7 +132,7 @@ class HuggingFaceViT(Family):
             values["head_dim"] = attention.head_size
         return {**values, **self._head(wanted, config.head)}
 
-    def rules(self, config: Any) -> Iterable[Rule]:
+    def rules(self, config: Any, names: Collection[str] = ()) -> Iterable[Rule]:
         layer, ours = "vit.encoder.layer.{n}", "stack.layers.{n}"
         table = [
             rule("vit.embeddings.cls_token", "embedding.class_token"),

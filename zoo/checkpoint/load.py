@@ -69,7 +69,7 @@ def _read(found: Found, own: Any, source: Model, report: LoadReport) -> dict[str
         table, names = [rules.rule(name, name) for name in shapes], {name: name for name in found.stored}
         ignored: Mapping[str, str] = {}
     else:
-        table, ignored = found.family.table(own, shapes), found.family.ignored
+        table, ignored = found.family.table(own, shapes, found.stored), found.family.ignored
         names = found.family.plain_names(found.stored)
     used = {name for entry in table for name in entry.theirs}
     problems = [f"missing: {name}" for name in sorted(used - set(names))]

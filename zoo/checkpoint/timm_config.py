@@ -111,10 +111,15 @@ def written_config(config: Any, wanted: Wanted) -> dict[str, Any]:
     return values
 
 
+def packed(feedforward: Any) -> bool:
+    """Whether timm's gated feed-forward of this kind keeps gate and value in one tensor: its SwiGLUPacked does."""
+    plain = feedforward.norm is None and feedforward.bias and feedforward.activation == "silu"
+    return bool(feedforward.type == "gated" and plain)
+
+
 def _architecture(args: dict[str, Any], norm: str, eps: float, block: Any, wanted: Wanted) -> str:
     """A name of timm's whose class-valued arguments, which a file cannot give, are the wanted ones."""
-    packed = block.feedforward.type == "gated" and block.feedforward.norm is None and block.feedforward.bias
-    mlp = "Mlp" if block.feedforward.type == "mlp" else "SwiGLUPacked" if packed else "SwiGLU"
+    mlp = "Mlp" if block.feedforward.type == "mlp" else "SwiGLUPacked" if packed(block.feedforward) else "SwiGLU"
     function = "ResPostBlock" if block.order == "branch" else "Block"
     for name, known in architectures().items():
         spec = known.get("norm_layer")
@@ -207,11 +212,8 @@ def _feedforward_arguments(block: Any, norm: Any, width: int, wanted: Wanted) ->
         wanted.expect("stack.block.layer_scale", block.layer_scale, None)
     elif block.layer_scale == 0:
         wanted.expect("stack.block.layer_scale", block.layer_scale, None, "any other number")
-    packed = feedforward.type == "gated" and feedforward.norm is None and feedforward.bias
-    if packed:
-        wanted.expect("stack.block.feedforward.activation", feedforward.activation, "silu")
     wanted.expect("stack.block.feedforward.activation", feedforward.activation, *_WRITTEN)
-    hidden = feedforward.inner(width) * (2 if packed else 1)
+    hidden = feedforward.inner(width) * (2 if packed(feedforward) else 1)
     return {
         "mlp_ratio": _ratio(hidden, width),
         "act_layer": _WRITTEN[feedforward.activation],

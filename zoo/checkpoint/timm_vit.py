@@ -8,7 +8,7 @@ from typing import Any
 from zoo.checkpoint.family import Family, Wanted
 from zoo.checkpoint.fields import Fields
 from zoo.checkpoint.rules import Batched, Rule, module_rules, rule
-from zoo.checkpoint.timm_config import ACTIVATIONS, architectures, arguments, written_config
+from zoo.checkpoint.timm_config import ACTIVATIONS, architectures, arguments, packed, written_config
 from zoo.errors import did_you_mean
 
 POOLS = {"token": "class-token", "avg": "mean", "max": "max", "avgmax": "mean-max", "map": "attention", "": "none"}
@@ -85,7 +85,7 @@ class TimmViT(Family):
     def write_config(self, config: Any) -> dict[str, Any]:
         return written_config(config, Wanted("timm's VisionTransformer"))
 
-    def rules(self, config: Any) -> Iterable[Rule]:
+    def rules(self, config: Any, names: Collection[str] = ()) -> Iterable[Rule]:
         layer, ours = "blocks.{n}", "stack.layers.{n}"
         feedforward = config.stack.block.feedforward
         yield from (
@@ -119,7 +119,7 @@ class TimmViT(Family):
         )
         if feedforward.type != "gated":
             yield from module_rules(f"{layer}.mlp.fc1", f"{ours}.feedforward.up")
-        elif feedforward.activation == "silu" and feedforward.norm is None and feedforward.bias:
+        elif "blocks.0.mlp.fc1.weight" in names or (not names and packed(feedforward)):
             yield from _joined(f"{layer}.mlp.fc1", f"{ours}.feedforward", "gate", "up")
         else:
             yield from module_rules(f"{layer}.mlp.fc1_g", f"{ours}.feedforward.gate")

@@ -17,5 +17,5 @@ def read_as_ours(family: Family, ours: Model, folder: Path) -> dict[str, Tensor]
     stored = locate(folder).stored
     shapes = {name: tuple(parameter.shape) for name, parameter in ours.named_parameters()}
     names = family.plain_names(stored)
-    table = [entry for entry in family.table(ours.config, shapes) if all(name in names for name in entry.theirs)]
+    table = [entry for entry in family.table(ours.config, shapes, stored) if all(name in names for name in entry.theirs)]
     return rules.read(table, lambda name: stored[names[name]].fetch(names[name]), shapes)
