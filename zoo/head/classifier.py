@@ -17,7 +17,10 @@ from zoo.registry import make
 
 
 class Classifier(nn.Module):
-    """Pools the tokens and gives each class a score. Shapes: (batch, tokens, width) -> logits (batch, classes)."""
+    """Pools the tokens and gives each class a score.
+
+    Shapes: (batch, tokens, width) -> logits (batch, classes).
+    """
 
     class Config(HeadConfig):
         """Config of the `classifier` head."""

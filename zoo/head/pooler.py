@@ -18,8 +18,9 @@ from zoo.registry import make
 
 
 class Pooler(nn.Module):
-    """Pools the tokens, then a linear layer and an activation. Shapes: (batch, tokens, width) -> (batch, size).
+    """Pools the tokens, then a linear layer and an activation.
 
+    Shapes: (batch, tokens, width) -> (batch, size).
     Paper: Devlin et al. 2018, https://arxiv.org/abs/1810.04805 (the next-sentence vector).
     """
 

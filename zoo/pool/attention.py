@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config, Problem, Slot, within
 from zoo.layout import Layout
-from zoo.pool.base import PoolConfig
+from zoo.pool.base import TokenPoolConfig
 from zoo.registry import make
 
 
@@ -21,7 +21,7 @@ class AttentionPool(nn.Module):
     Shapes: (batch, tokens, width) -> (batch, width).
     """
 
-    class Config(PoolConfig):
+    class Config(TokenPoolConfig):
         """Config of the `attention` pool."""
 
         type: Literal["attention"] = "attention"
@@ -31,8 +31,6 @@ class AttentionPool(nn.Module):
         """The norm before the feed-forward."""
         feedforward: Annotated[Config, Slot("feedforward", default="mlp")]
         """The feed-forward."""
-        prefix: bool = False
-        """Whether class and register tokens are attended to as well."""
 
         def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
             for name in ("attention", "norm", "feedforward"):

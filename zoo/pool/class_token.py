@@ -13,7 +13,10 @@ from zoo.pool.base import PoolConfig
 
 
 class ClassTokenPool(nn.Module):
-    """The first token. Shapes: (batch, tokens, width) -> (batch, width)."""
+    """The first token.
+
+    Shapes: (batch, tokens, width) -> (batch, width).
+    """
 
     class Config(PoolConfig):
         """Config of the `class-token` pool."""

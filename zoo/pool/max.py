@@ -5,29 +5,25 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.layout import Layout
-from zoo.pool.base import PoolConfig
-from zoo.pool.mean import tokens
+from zoo.pool.base import TokenPool, TokenPoolConfig
 
 
-class MaxPool(nn.Module):
-    """The largest value of each channel. Shapes: (batch, tokens, width) -> (batch, width)."""
+class MaxPool(TokenPool):
+    """The largest value of each channel, over the tokens that are not masked.
 
-    class Config(PoolConfig):
+    Shapes: (batch, tokens, width) -> (batch, width).
+    """
+
+    class Config(TokenPoolConfig):
         """Config of the `max` pool."""
 
         type: Literal["max"] = "max"
-        prefix: bool = False
-        """Whether class and register tokens count too."""
-
-    def __init__(self, config: Config, *, width: int) -> None:
-        super().__init__()
-        self.prefix = config.prefix
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        x, real = tokens(x, layout, self.prefix)
+        x, real = self.tokens(x, layout)
         if real is None:
             return x.amax(dim=1)
         largest = x.masked_fill(real == 0, torch.finfo(x.dtype).min).amax(dim=1)

@@ -7,20 +7,21 @@ from typing import Literal
 from torch import Tensor, nn
 
 from zoo.layout import Layout
-from zoo.pool.base import PoolConfig
+from zoo.pool.base import TokenPoolConfig
 from zoo.pool.max import MaxPool
 from zoo.pool.mean import MeanPool
 
 
 class MeanMaxPool(nn.Module):
-    """The average of the mean and the largest value. Shapes: (batch, tokens, width) -> (batch, width)."""
+    """The average of the mean and the largest value.
 
-    class Config(PoolConfig):
+    Shapes: (batch, tokens, width) -> (batch, width).
+    """
+
+    class Config(TokenPoolConfig):
         """Config of the `mean-max` pool."""
 
         type: Literal["mean-max"] = "mean-max"
-        prefix: bool = False
-        """Whether class and register tokens count too."""
 
     def __init__(self, config: Config, *, width: int) -> None:
         super().__init__()

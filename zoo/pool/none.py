@@ -11,7 +11,10 @@ from zoo.pool.base import PoolConfig
 
 
 class NoPool(nn.Module):
-    """All tokens as they are. Shapes: (batch, tokens, width) -> (batch, tokens, width)."""
+    """All tokens as they are.
+
+    Shapes: (batch, tokens, width) -> (batch, tokens, width).
+    """
 
     class Config(PoolConfig):
         """Config of no pool."""
