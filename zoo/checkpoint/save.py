@@ -23,7 +23,7 @@ def save_model(model: Model, folder: Path) -> Path:
     """See `zoo.save`."""
     from zoo import __version__
 
-    values = {"format": FORMAT, "version": __version__, "model": model.config.model_dump(mode="json")}
+    values = {"format": FORMAT, "version": __version__, "model": model.config.plain()}
     return write_folder(folder, values, dict(model.named_parameters()))
 
 

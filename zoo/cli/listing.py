@@ -47,7 +47,7 @@ def show(
     from zoo.config.merge import parse_overrides
 
     built = build(model, parse_overrides(overrides or []), device="meta")
-    fields = built.config.model_dump(mode="json")
+    fields = built.config.plain()
     counts = {name: _count(part) for name, part in built.named_children()}
     if as_json:
         print(json.dumps({"config": fields, "parameters": {"all": built.num_parameters(), **counts}}, indent=2))

@@ -45,6 +45,11 @@ class Config(BaseModel):
         raise_problems(cls.label(), problems)
         return data
 
+    def plain(self) -> dict[str, Any]:
+        """All fields, defaults included, as the plain values of JSON and YAML; `type` stands first."""
+        fields: dict[str, Any] = _type_first(self.model_dump(mode="json"))
+        return fields
+
     def problems(self, **context: Any) -> Iterator[Problem]:
         """What is wrong between this config and its surroundings (the width, the image size, ...).
 
@@ -105,6 +110,15 @@ class Slot:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
         return {"x-slot": self.kind, "x-optional": self.optional}  # zoo.config.schema makes the union of it
+
+
+def _type_first(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_type_first(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    names = [*(["type"] if "type" in value else []), *(name for name in value if name != "type")]
+    return {name: _type_first(value[name]) for name in names}
 
 
 def slot_of(field: FieldInfo) -> Slot | None:

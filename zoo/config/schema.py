@@ -38,7 +38,7 @@ def _part_schema(config: type[Config], part: type, definitions: dict[str, Any]) 
     schema = _resolved(schema)
     for name, text in field_docs(config).items():
         schema["properties"][name]["description"] = text
-    if config.kind == "model":
+    if config.kind in ("model", "run"):
         schema["properties"]["extends"] = {"type": "string", "description": "The preset or file that this one changes."}
     return schema
 

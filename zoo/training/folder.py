@@ -86,7 +86,7 @@ def state_of(folder: Path) -> str:
 
 def write_config(path: Path, config: Any) -> None:
     """Writes the whole config, defaults included, as a run's YAML file."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True, width=120)
     path.write_text(f"# The whole config of this run: zoo train {CONFIG} folder=PATH\n{text}", encoding="utf-8")
 
 
@@ -130,7 +130,7 @@ def _resumed(folder: Path, state: str, config: Any) -> Claim:
         raise ConfigError(f"folder: {folder} holds {'a finished run' if state == 'finished' else 'no run'}, nothing to resume")
     if not (work / LAST).is_file():
         raise ConfigError(f"folder: the run in {work} ended before its first epoch did; start it anew with --overwrite")
-    before, now = read_yaml(work / CONFIG), config.model_dump(mode="json")
+    before, now = read_yaml(work / CONFIG), config.plain()
     for name in sorted(before.keys() | now.keys()):
         if name not in ("trainer", "folder") and before.get(name) != now.get(name):
             raise ConfigError(f"{name}: not what the unfinished run in {work} began with; resume it with the same config")

@@ -80,7 +80,7 @@ class ZooModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the whole config of the model, as JSON text; `zoo.load` reads it."""
-        checkpoint["zoo_model"] = json.dumps(self.model.config.model_dump(mode="json"))
+        checkpoint["zoo_model"] = json.dumps(self.model.config.plain())
 
     def _step(self, batch: Any, stage: str, index: int) -> Tensor:
         step = self.task.step(self.model, batch)

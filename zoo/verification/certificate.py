@@ -24,7 +24,7 @@ START, END = "<!-- verified-models:start -->", "<!-- verified-models:end -->"
 
 def fingerprint(name: str) -> str:
     """A hash of the preset's whole config: another value means that its certificate is out of date."""
-    text = json.dumps(resolve(name).model_dump(mode="json"), sort_keys=True)
+    text = json.dumps(resolve(name).plain(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
