@@ -182,3 +182,18 @@ def test_watched_and_transformed_code_is_plain() -> None:
     double = kernel.Linear(192, 256).double()
     check(double, x.double())
     assert double.prepared.weight is None
+
+
+@needs_packing
+def test_small_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the size from which it pays, in float32; bfloat16 saves the conversion and starts earlier."""
+    monkeypatch.setattr(packed, "WEIGHTS", 2**20)
+    layer, x = kernel.Linear(192, 256).eval(), torch.randn(2, 20, 192)
+    with torch.no_grad():
+        for _ in range(3):
+            layer(x)
+        assert layer.prepared.weight is None
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(3):
+                layer(x)
+    assert layer.prepared.weight is not None

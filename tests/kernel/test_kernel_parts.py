@@ -120,10 +120,10 @@ SWITCH = """
 import torch
 from zoo import kernel
 from zoo.kernel.switch import fast
-layer = kernel.Linear(192, 256).eval()
+layer = kernel.Linear(1024, 1024).eval()
 with torch.no_grad():
     for _ in range(4):
-        layer(torch.ones(20, 192))
+        layer(torch.ones(20, 1024))
 print(fast(), layer.prepared.weight is not None)
 """
 
