@@ -211,6 +211,8 @@ def test_control_c_ends_with_one_line_and_code_130() -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(zoo.__file__).parents[1])},
+        # a shell starts what runs in the background with Ctrl-C switched off, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     time.sleep(6)
     assert process.poll() is None, "the command ended too early to be interrupted"
