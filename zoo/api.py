@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.config.resolve import resolve
-from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from zoo.model.base import Model
     from zoo.training.session import TrainingResult
     from zoo.verification.report import Report
-
-Source = "str | Path | Config | Mapping[str, Any]"
 
 
 def get_config(model: Any, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -155,4 +152,4 @@ def train(run: Any, overrides: Mapping[str, Any] | None = None, **options: Any) 
     return start(run, overrides, **options)
 
 
-__all__ = ["ConfigError", "build", "export", "get_config", "load", "save", "train", "verify"]
+__all__ = ["build", "export", "get_config", "load", "save", "train", "verify"]

@@ -15,7 +15,6 @@ from zoo.config.source import parent_of, read_source
 from zoo.errors import ConfigError
 
 MODEL = Slot("model", default="transformer")
-ModelSource = "str | Path | Config | Mapping[str, Any]"
 
 
 def resolve(source: Any, overrides: Mapping[str, Any] | None = None) -> Config:
