@@ -13,7 +13,7 @@ from zoo.data.digits import Digits
 from zoo.errors import DataError
 from zoo.task.classification import Classification
 from zoo.training.baselines import baselines
-from zoo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule, never_decayed
+from zoo.training.optimizer import OptimizerConfig, make_optimizer, never_decayed
 from zoo.training.pictures import learning_curve, prediction_grid
 from zoo.training.run import resolve_run
 
@@ -111,20 +111,6 @@ def test_only_matrices_are_decayed() -> None:
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "lamb"])
 def test_optimizers_of_timm(name: str) -> None:
     make_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name=name))
-
-
-def test_the_learning_rate_rises_and_falls() -> None:
-    optimizer = make_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(lr=1.0))
-    schedule = make_schedule(optimizer, OptimizerConfig(lr=1.0, warmup=0.2, final_lr=0.1), 50)
-    rates = []
-    for _ in range(50):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates.index(max(rates)) == 10
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
 def test_simple_models_on_the_same_split() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 from zoo import registry
-from zoo.config.base import Config
+from zoo.config.base import Config, slot_of
 from zoo.config.docs import field_docs
 
 
@@ -32,7 +33,10 @@ def json_schema(kind: str = "model") -> dict[str, Any]:
 
 def _part_schema(config: type[Config], part: type, definitions: dict[str, Any]) -> dict[str, Any]:
     schema = config.model_json_schema(mode="validation")
+    inner = {each.__name__: each for each in _inner_configs(config)}
     for name, nested in schema.pop("$defs", {}).items():
+        for field, text in field_docs(inner[name]).items() if name in inner else ():
+            nested["properties"][field]["description"] = text
         definitions.setdefault(name, _resolved(nested))
     schema["description"] = (part.__doc__ or "").strip().partition("\n")[0]
     schema = _resolved(schema)
@@ -41,6 +45,17 @@ def _part_schema(config: type[Config], part: type, definitions: dict[str, Any]) 
     if config.kind in ("model", "run"):
         schema["properties"]["extends"] = {"type": "string", "description": "The preset or file that this one changes."}
     return schema
+
+
+def _inner_configs(config: type[Config]) -> Iterator[type[Config]]:
+    """The configs that stand in fields without being parts, such as the optimiser of a run."""
+    for field in config.model_fields.values():
+        if slot_of(field) is not None:
+            continue
+        for each in (field.annotation, *get_args(field.annotation)):
+            if isinstance(each, type) and issubclass(each, Config) and each is not Config:
+                yield each
+                yield from _inner_configs(each)
 
 
 def _resolved(schema: Any) -> Any:

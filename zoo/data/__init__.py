@@ -1,1 +1,1 @@
-"""Data: one file for each part of `registry/data.yaml`."""
+"""Data: one file for each part of `registry/data.yaml`, and what they share."""

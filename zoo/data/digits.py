@@ -55,6 +55,10 @@ class Digits(Data):
 
     config: Config
 
+    @property
+    def class_names(self) -> list[str]:
+        return [str(digit) for digit in range(10)]
+
     def split(self, name: SplitName) -> Examples:
         """The examples of one part; `validation` is empty unless the config asks for one."""
         rows = self.rows[name]

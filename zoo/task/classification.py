@@ -45,21 +45,39 @@ class Classification(Task):
     def step(self, model: nn.Module, batch: Any) -> Step:
         """The loss of a batch: a mapping with `labels` and the model's inputs, or a pair (inputs, labels).
 
+        Labels are class numbers (batch,) or, where examples were mixed, shares of the classes (batch, classes). The
+        targets of the metrics are class numbers: of shares the largest.
+
         Raises:
-            DataError: no labels, or one that is none of the head's classes.
+            DataError: no labels, or such that are none of the head's classes.
         """
         inputs, labels = _taken_apart(batch)
         logits: Tensor = (model(**inputs) if isinstance(inputs, Mapping) else model(inputs)).logits
-        if labels.device.type == "cpu":  # elsewhere the look would make the device wait
-            check_labels(labels, logits.shape[-1], "labels of a batch")
+        targets = _targets(labels, logits.shape[-1])
         smoothing = self.config.label_smoothing if model.training else 0.0
-        return Step(functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits, labels)
+        wanted = labels.float() if labels.is_floating_point() else targets
+        return Step(functional.cross_entropy(logits.float(), wanted, label_smoothing=smoothing), logits, targets)
 
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """The share of examples whose highest score is the right class."""
         classification = require("torchmetrics.classification", "train", "training")
         classes: int = model.config.head.classes  # type: ignore[union-attr, assignment]
         return {"accuracy": classification.MulticlassAccuracy(classes, average="micro", validate_args=False)}
+
+
+def _targets(labels: Tensor, classes: int) -> Tensor:
+    """The class of each example (batch,), checked where that makes no device wait."""
+    shares, here = labels.is_floating_point(), labels.device.type == "cpu"
+    if labels.ndim != (2 if shares else 1) or (shares and labels.shape[1] != classes):
+        kinds = f"whole numbers of shape (batch,) or shares of shape (batch, {classes})"
+        raise DataError(f"labels of a batch: expected {kinds}, got {labels.dtype} of shape {tuple(labels.shape)}")
+    if not shares:
+        if here:
+            check_labels(labels, classes, "labels of a batch")
+        return labels.long()
+    if here and not bool(((labels >= 0).all(1) & ((labels.sum(1) - 1).abs() < 1e-2)).all()):
+        raise DataError("labels of a batch: shares of the classes are from 0 to 1, and 1 together")
+    return labels.argmax(-1)
 
 
 def _taken_apart(batch: Any) -> tuple[Any, Tensor]:
