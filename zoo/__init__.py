@@ -12,9 +12,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from zoo.api import attend as attend
     from zoo.api import build as build
+    from zoo.api import capture as capture
+    from zoo.api import cost as cost
     from zoo.api import export as export
     from zoo.api import get_config as get_config
+    from zoo.api import hook_points as hook_points
+    from zoo.api import intervene as intervene
     from zoo.api import load as load
     from zoo.api import save as save
     from zoo.api import train as train
@@ -26,9 +31,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "attend": "zoo.api",
     "build": "zoo.api",
+    "capture": "zoo.api",
+    "cost": "zoo.api",
     "export": "zoo.api",
     "get_config": "zoo.api",
+    "hook_points": "zoo.api",
+    "intervene": "zoo.api",
     "load": "zoo.api",
     "save": "zoo.api",
     "train": "zoo.api",

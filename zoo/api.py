@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.config.resolve import resolve
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
     from zoo.config import Config
+    from zoo.inspect.attention import Attended
+    from zoo.inspect.cost import Part
     from zoo.model.base import Model
     from zoo.training.session import TrainingResult
     from zoo.verification.report import Report
@@ -152,4 +155,150 @@ def train(run: Any, overrides: Mapping[str, Any] | None = None, **options: Any) 
     return start(run, overrides, **options)
 
 
-__all__ = ["build", "export", "get_config", "load", "save", "train", "verify"]
+def hook_points(model: torch.nn.Module, patterns: str | Iterable[str] = "**") -> list[str]:
+    """The places in a model where `capture` can look and `intervene` can change something.
+
+    A name is the path of a module, the same in every family: `embedding`, `stack.layers.3` (a block),
+    `stack.layers.3.attention`, `stack.layers.3.attention.query`, `stack.layers.3.attention.pattern` (the attention
+    weights (batch, heads, tokens, keys)), `stack.layers.3.feedforward`, `head`, ...
+
+    Args:
+        model: a model, or whatever wraps one: a compiled model, a `ZooModule`, a `DistributedDataParallel`.
+        patterns: only those that match one of these: `*`, `?` and `[...]` stand for characters within one step of a
+            path (`stack.layers.*` are the blocks), `**` for any number of steps (`**.pattern`).
+
+    Raises:
+        UnknownNameError: a pattern matches nothing; the message gives the nearest name.
+    """
+    from zoo.inspect.hooks import hook_points as find
+
+    return find(model, patterns)
+
+
+def capture(
+    model: torch.nn.Module,
+    patterns: str | Iterable[str],
+    *,
+    calls: Literal["last", "all"] = "last",
+    detach: bool = False,
+) -> AbstractContextManager[dict[str, Any]]:
+    """Within this context, the tensors at the chosen hook points are kept by name.
+
+    >>> with zoo.capture(model, "stack.layers.*.attention.pattern") as seen:
+    ...     model(images)
+    >>> seen["stack.layers.0.attention.pattern"].shape
+
+    Of an output with several values it is the first tensor: the tokens of a block, the output of an attention. What
+    interventions change is captured as changed. While the context is open compiled models run without their compiled
+    code, so the values are those of the plain model; nothing is compiled anew.
+
+    Args:
+        model, patterns: see `hook_points`; several patterns as a list.
+        calls: "last" keeps the tensor of the last call of each module, "all" a list of all of them (a model that
+            runs twice, or a module that runs twice within it, such as the dropout of a block).
+        detach: cut the tensors off the graph. By default gradients flow through them, and `retain_grad()` works;
+            then they also hold the graph, if there is one.
+
+    Raises:
+        UnknownNameError: a pattern matches nothing; the message gives the nearest name.
+    """
+    from zoo.inspect.hooks import capture as start
+
+    return start(model, patterns, calls=calls, detach=detach)
+
+
+def intervene(
+    model: torch.nn.Module, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+) -> AbstractContextManager[None]:
+    """Within this context, the tensors at the chosen hook points are replaced by what functions make of them.
+
+    >>> with zoo.intervene(model, {"stack.layers.3.attention.pattern": lambda pattern: pattern.roll(1, dims=1)}):
+    ...     model(images)
+
+    Functions of one place apply in their order; of nested contexts the inner one comes first.
+
+    Args:
+        model: see `hook_points`.
+        changes: a function for each name or pattern; it is given the tensor and returns one of the same shape and type.
+
+    Raises:
+        UnknownNameError: a pattern matches nothing; the message gives the nearest name.
+        InputError: a function returned something else (raised when the model runs).
+    """
+    from zoo.inspect.hooks import intervene as start
+
+    return start(model, changes)
+
+
+def attend(
+    model: torch.nn.Module,
+    inputs: Any,
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | Literal["mean"] | None = None,
+    rollout: bool = False,
+) -> Attended:
+    """Who attends to whom: the attention weights of some layers and heads, in eval mode and without gradients.
+
+    Only what is asked for is kept, so that one layer of many costs the memory of one.
+
+    Args:
+        model: see `hook_points`.
+        inputs: the model's first input, or a mapping of its inputs by name.
+        layers: which, from 0; negative numbers count from the last (default: all).
+        heads: which, or "mean" for the mean over all of them (default: all).
+        rollout: trace attention through all layers too (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928).
+
+    Raises:
+        InputError: no such layer or head, or an attention that gives no weights.
+    """
+    from zoo.inspect.attention import attend as look
+
+    return look(model, inputs, layers=layers, heads=heads, rollout=rollout)
+
+
+def cost(
+    model: Any,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    batch: int = 1,
+    tokens: int | None = None,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+) -> Part:
+    """What a model costs, part by part: parameters, FLOPs, and the memory that training keeps.
+
+    >>> zoo.cost("vit-base").flops
+    35127656448
+
+    Nothing is allocated: it is counted on the meta device.
+
+    Args:
+        model: the name of a preset, a YAML file, a mapping of fields, a config, or a model.
+        overrides: fields to change, unless it is a model.
+        batch: for how many examples.
+        tokens: how long texts are (default: 512, or the longest that the model takes).
+        inputs: tensors by name, for a model of which zoo cannot tell how large its inputs are.
+
+    Raises:
+        UnknownNameError, ConfigError: see `get_config`.
+        InputError: `inputs` are needed.
+    """
+    from zoo.inspect.cost import cost as count
+
+    return count(model, overrides, batch=batch, tokens=tokens, inputs=inputs)
+
+
+__all__ = [
+    "attend",
+    "build",
+    "capture",
+    "cost",
+    "export",
+    "get_config",
+    "hook_points",
+    "intervene",
+    "load",
+    "save",
+    "train",
+    "verify",
+]

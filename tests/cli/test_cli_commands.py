@@ -58,20 +58,63 @@ def test_list(command: Any) -> None:
     assert command("list", "--runs").code == 0 and command("list", "nothing*").out == ""
 
 
-def test_show(command: Any, tmp_path: Path) -> None:
+def test_show(command: Any) -> None:
+    words = ["vit-tiny", "head.classes=10", "stack.block.norm=rms-norm"]
+    config = zoo.get_config("vit-tiny", {"head.classes": 10, "stack.block.norm": "rms-norm"})
+    whole = zoo.cost(config)
+    done = command("show", *words)
+    assert done.code == 0 and done.err == ""
+    first = next(line for line in done.out.splitlines() if "vit-tiny" in line)
+    assert all(text in first for text in ("transformer", f"{whole.parameters:,}", "2.51 G", "100.0 %"))
+    layer = next(part for part in whole.walk() if part.name == "stack.layers.0")
+    folded = next(line for line in done.out.splitlines() if "layers 0-11, 12 x" in line)
+    assert f" {layer.parameters:,} " in folded and f"{12 * layer.flops / whole.flops:.1%}".replace("%", " %") in folded
+    assert "stack.layers" not in done.out and done.out.count("attention_norm") == 1 and "dropout" not in done.out
+    found = json.loads(command("show", *words, "--json").out)
+    assert zoo.get_config(found["config"]) == config
+    for name in ("parameters", "flops", "memory"):
+        figures = found[name]
+        assert figures.pop("all") == getattr(whole, name) == sum(figures.values())
+        assert list(figures) == ["embedding", "stack", "head"]
+    assert found["parts"]["parts"][1]["parts"][11]["name"] == "stack.layers.11"
+
+
+def test_show_config(command: Any) -> None:
     import yaml
 
-    done = command("show", "vit-tiny", "head.classes=10", "stack.block.norm=rms-norm")
-    text, _, counts = done.out.partition("\n\n")
-    assert done.code == 0
-    config = zoo.get_config("vit-tiny", {"head.classes": 10, "stack.block.norm": "rms-norm"})
-    assert zoo.get_config(yaml.safe_load(text)) == config
-    count = zoo.build(config, device="meta").num_parameters()
-    assert f"{count:,} parameters" in counts
-    found = json.loads(command("show", "vit-tiny", "head.classes=10", "stack.block.norm=rms-norm", "--json").out)
-    assert zoo.get_config(found["config"]) == config and found["parameters"].pop("all") == count == sum(
-        found["parameters"].values()
-    )
+    done = command("show", "vit-tiny", "head.classes=10", "--config")
+    assert done.code == 0 and zoo.get_config(yaml.safe_load(done.out)) == zoo.get_config("vit-tiny", {"head.classes": 10})
+
+
+def test_show_options(command: Any, folder: Path) -> None:
+    assert command("show", "vit-tiny", "--depth", "0").out.count("%") == 3
+    assert "attention " not in command("show", "vit-tiny", "--depth", "2").out
+    assert "query" in command("show", "vit-tiny", "--depth", "4").out
+    once, twice = (json.loads(command("show", "vit-tiny", "--batch", number, "--json").out) for number in ("1", "2"))
+    assert twice["flops"]["all"] == 2 * once["flops"]["all"] and twice["parameters"] == once["parameters"]
+    assert f"{zoo.load(folder).num_parameters():,}" in command("show", str(folder)).out
+    # a layer that differs stands on a line of its own
+    pattern = command("show", "vit-tiny", "stack.depth=5", "stack.pattern=[{}, {}, {feedforward: gated}]", "--depth", "2").out
+    assert all(text in pattern for text in ("layers 0-1, 2 x", "layers.2 ", "layers 3-4, 2 x"))
+
+
+def test_show_against(command: Any) -> None:
+    words = ("show", "vit-tiny", "stack.block.feedforward=gated", "--against", "vit-small")
+    found = json.loads(command(*words, "--json").out)
+    fields = {field["path"]: (field["model"], field["against"]) for field in found["config"]}
+    assert fields == {
+        "stack.width": (192, 384),
+        "stack.block.attention.heads": (3, 6),
+        "stack.block.feedforward": ("gated", "mlp"),
+    }
+    ours = zoo.cost("vit-tiny", {"stack.block.feedforward": "gated"})
+    for name in ("parameters", "flops", "memory"):
+        numbers = found["cost"][name]
+        assert numbers["model"] == getattr(ours, name) and numbers["against"] == getattr(zoo.cost("vit-small"), name)
+        assert numbers["ratio"] == pytest.approx(numbers["model"] / numbers["against"])
+    text = command(*words).out
+    assert all(word in text for word in ("stack.width", "192", "384", "gated", "mlp", f"{ours.parameters:,}", "0.34 x"))
+    assert "The configs are the same." in command("show", "vit-tiny", "--against", "vit-tiny").out
 
 
 def test_components(command: Any) -> None:
@@ -82,6 +125,102 @@ def test_components(command: Any) -> None:
     one = command("components", "attention", "full").out
     assert "heads" in one and "kv_heads" in one and "needed" in one
     assert list(json.loads(command("components", "norm", "--json").out)) == ["norm"]
+
+
+def test_the_components_of_a_kind(command: Any) -> None:
+    text = " ".join(command("components", "attention").out.split())
+    about = json.loads(command("components", "attention", "--json").out)["attention"]["full"]
+    for word in ("papers", "shapes", "cost", "place"):
+        assert about[word]
+    assert "Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; Ainslie et al. 2023" in about["papers"]
+    assert about["cost"].startswith("O(tokens^2 x width)") and about["cost"] in text and about["summary"] in text
+    assert set(zoo.list_models("vit*")) < set(about["presets"]) <= set(zoo.list_models())
+    fields = {field["name"]: field for field in about["fields"]}
+    assert fields["heads"]["default"] == "needed" and fields["heads"]["shared"] and fields["heads"]["description"] in text
+    assert fields["causal"]["default"] == "false" and fields["qk_norm"]["type"] == "norm or none"
+    pools = json.loads(command("components", "pool", "--json").out)["pool"]
+    assert (
+        pools["mean"]["presets"]
+        and pools["max"]["presets"] == []
+        and "used by no preset" in " ".join(command("components", "pool", "max").out.split())
+    )
+    data = json.loads(command("components", "data", "--json").out)["data"]
+    assert data["digits"]["presets"] == ["vit-tiny-digits"]
+
+
+@pytest.fixture
+def digits(redraw: Make, tmp_path: Path) -> Path:
+    """The folder of a run with a tiny model for digits."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    fields = {"embedding": {"image_size": 8, "patch_size": 2, "channels": 1}, "stack.depth": 2, "head.classes": 10}
+    zoo.save(redraw(zoo.build("vit-tiny", fields)), tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.yaml").write_text("data: {type: digits}")
+    return tmp_path / "run"
+
+
+def test_attend(command: Any, digits: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    done = command("attend", str(digits), "digits:17", "-o", str(picture))
+    assert done.code == 0 and done.out == f"{picture}\n" and done.err == ""
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    words = ["--layers", "0,-1", "--heads", "0,2", "--rollout", "--token", "-1", "--json"]
+    assert (
+        command("attend", str(digits / "model"), "digits:3", "-o", str(picture), "--heads", "all", "--token", "mean").code == 0
+    )
+    found = json.loads(command("attend", str(digits / "model"), "digits:17", "-o", str(picture), *words).out)
+    assert found == {"picture": str(picture), "layers": [0, 1], "heads": [0, 2], "rollout": True, "token": 16,
+                     "grid": [4, 4], "fresh_weights": False}  # fmt: skip
+
+
+def test_attend_to_an_image_file(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    from zoo.inspect import picture
+
+    titles: list[str] = []
+    monkeypatch.setattr(picture, "over_image", lambda *inputs, title, **more: titles.append(title) or inputs[2])
+    Image.new("RGB", (50, 40), (255, 0, 0)).save(tmp_path / "red.png")
+    done = command("attend", "vit-tiny", str(tmp_path / "red.png"), "-o", str(tmp_path / "picture.png"), "--layers", "0")
+    assert done.code == 0 and done.err.startswith("zoo: vit-tiny: its weights are fresh") and done.err.count("\n") == 1
+    assert titles == ["vit-tiny (fresh weights: nothing is learned) on red.png\nattention of the class token"]
+
+
+WRONG_LOOKS = [
+    (["RUN", "digits:17", "-o", "OUT", "--layers", "2"], "layers: 2 is none of 0 to 1"),
+    (["RUN", "digits:17", "-o", "OUT", "--layers", "x"], "--layers: 'x' are no numbers; expected some such as 0,5,-1"),
+    (["RUN", "digits:17", "-o", "OUT", "--heads", "-4"], "heads: -4 is none of 0 to 2"),
+    (["RUN", "digits:17", "-o", "OUT", "--token", "17"], "--token: 17 is none of 0 to 16"),
+    (["RUN", "digits:17", "-o", "OUT", "--token", "cls"], "--token: 'cls' is none; expected class, mean, or a token's number"),
+    (["RUN", "digits:599", "-o", "OUT"], "the test part has 599 examples, 0 to 598"),
+    (["RUN", "digts:1", "-o", "OUT"], "did you mean 'digits'"),
+    (["vit-tiny", "digits:1", "-o", "OUT"], "digits:1 is nothing for this model: data 'digits' have 1 channel, not 3"),
+    (["RUN", "missing.png", "-o", "OUT"], "missing.png: no such file"),
+    (["RUN", "RUN", "-o", "OUT"], "a folder, not an image"),
+    (["RUN", "RUN/config.yaml", "-o", "OUT"], "not an image"),
+    (["RUN", "digits:17", "-o", "OUT.gif"], "expected the name of a picture"),
+    (["RUN", "digits:17", "-o", "no/such/folder/picture.png"], "cannot be written: there is no folder no/such/folder"),
+    (["RUN", "digits:17", "-o", "/proc/picture.png"], "/proc/picture.png: cannot be written"),
+    (["RUN", "RUN/config.yaml", "-o", "OUT", "--mean", "half"], "--mean: 'half' are no numbers"),
+    (["RUN", "RUN/config.yaml", "-o", "OUT", "--std", "0"], "--std: '0' are no numbers above 0"),
+    (["no-such-model", "digits:17", "-o", "OUT"], "'no-such-model' is no folder"),
+    (["UNFINISHED", "digits:17", "-o", "OUT"], "this run is not finished"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), WRONG_LOOKS, ids=lambda value: "-".join(value) if isinstance(value, list) else ""
+)
+def test_a_look_that_cannot_be_is_one_line(command: Any, digits: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.yaml").write_text("")
+    out = tmp_path / "out.png"
+    places = {"RUN": digits, "OUT": out, "UNFINISHED": tmp_path / "unfinished"}
+    done = command("attend", *(str(places.get(word, word.replace("RUN/", f"{digits}/"))) for word in words))
+    assert done.code == 1 and done.out == "" and message in done.err
+    assert done.err.startswith("zoo: ") and done.err.count("\n") == 1 and "should not happen" not in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "unfinished"]  # nothing is left behind
 
 
 def test_schema(command: Any, tmp_path: Path) -> None:
@@ -125,6 +264,8 @@ MISTAKES = [
     (["show", "vit-tiny", "head.classes"], "is no override"),
     (["show", "vit-tiny", "head.classes=["], "no valid YAML"),
     (["show", "missing.yaml"], "missing.yaml: no such file"),
+    (["show", "vit-tiny", "--against", "vit-tny"], "did you mean 'vit-tiny'"),
+    (["show", "vit-tiny", "--against", "vit-small", "--config"], "choose one of them"),
     (["components", "atention"], "did you mean 'attention'"),
     (["components", "attention", "ful"], "did you mean 'full'"),
     (["schema", "modl"], "did you mean 'model'"),
@@ -156,6 +297,7 @@ def test_a_mistake_is_one_line_and_code_1(command: Any, folder: Path, tmp_path: 
 
 
 USAGE = [["nothing"], ["show"], ["list", "--nothing"], ["convert", "x"], ["list", "a", "b"], ["verify", "--weights"]]
+USAGE += [["show", "vit-tiny", "--depth", "-1"], ["show", "vit-tiny", "--batch", "0"], ["attend", "vit-tiny", "a.png"]]
 
 
 @pytest.mark.parametrize("words", USAGE, ids=str)
@@ -169,17 +311,10 @@ def test_wrong_usage_is_code_2(command: Any, words: list[str]) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--help"],
-        *(
-            [name, "--help"]
-            for name in ("list", "show", "components", "schema", "verify", "load-report", "convert", "train", "eval", "demo")
-        ),
-    ],
-    ids=str,
-)
+COMMANDS = ["list", "show", "components", "attend", "schema", "verify", "load-report", "convert", "train", "eval", "demo"]
+
+
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=str)
 def test_every_command_has_help(command: Any, words: list[str]) -> None:
     done = command(*words)
     assert done.code == 0 and "Usage: zoo" in done.out
@@ -194,7 +329,7 @@ def test_debug_shows_the_traceback(run: Make) -> None:
 
 
 def test_an_unforeseen_error_is_one_line_too(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zoo.api.build", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("zoo.api.get_config", lambda *_, **__: 1 / 0)
     done = command("show", "vit-tiny")
     assert (
         done.code == 1 and "ZeroDivisionError" in done.err and "--debug shows where" in done.err and done.err.count("\n") == 1

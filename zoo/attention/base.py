@@ -50,8 +50,40 @@ class AttentionConfig(Config):
             yield ("kv_heads",), f"{self.heads} heads cannot share {self.kv_heads} heads of keys and values evenly"
 
 
+class HookPoint(nn.Module):
+    """The identity, for a value that no module gives: hooks on it see the value and may replace it."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether anything is hooked to it; where nothing is, its value need not be computed."""
+        return bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 class Attention(nn.Module):
-    """Projections and output of multi-head attention; a part says who attends to whom in `attend`."""
+    """Projections and output of multi-head attention; a part says who attends to whom in `attend`.
+
+    `pattern` is where the attention weights can be watched and replaced (`zoo.capture`, `zoo.intervene`): a part
+    that forms them passes them through it, and mixes the values by what comes out.
+    """
+
+    sharding: ClassVar[dict[str, str]] = {
+        "heads": "count",
+        "kv_heads": "count",
+        "query": "column",
+        "key": "column",
+        "value": "column",
+        "query_norm": "head",
+        "key_norm": "head",
+        "output_norm": "whole",
+        "output": "row",
+    }
+    """How tensor-parallel processes divide it: see `zoo.training.sharding`."""
+
+    skips_padding: ClassVar[bool] = False
+    """Whether `attend` reads `layout.lengths`, so that texts of one row do not see each other."""
 
     def __init__(self, config: AttentionConfig, *, width: int) -> None:
         super().__init__()
@@ -65,6 +97,7 @@ class Attention(nn.Module):
         self.value = kernel.Linear(width, kv_inner, config.bias)
         self.query_norm = make(config.qk_norm, width=self.head_size)
         self.key_norm = make(config.qk_norm, width=self.head_size)
+        self.pattern = HookPoint()
         self.output_norm = make(config.output_norm, width=inner)
         self.output = kernel.Linear(inner, width, config.output_bias)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from zoo import kernel
 from zoo.attention.base import Attention, AttentionConfig
-from zoo.kernel.weights import attention_weights
+from zoo.kernel.weights import attention_weights, mixed
 from zoo.layout import Layout
 
 
@@ -26,8 +26,15 @@ class FullAttention(Attention):
 
         type: Literal["full"] = "full"
 
+    skips_padding: ClassVar[bool] = True
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
         options: dict[str, Any] = {"mask": layout.mask, "causal": self.causal, "scale": self.scale}
-        seen = attention_weights(query, key, **options) if weights else None
         dropout = self.dropout if self.training else 0.0
-        return kernel.attention(query, key, value, dropout=dropout, **options), seen
+        if layout.lengths is not None:
+            return kernel.attention_by_text(query, key, value, layout.lengths, self.causal, self.scale, dropout), None
+        if self.pattern.watched:  # what comes out of the hook point is what mixes the values
+            pattern = self.pattern(attention_weights(query, key, **options))
+            return mixed(pattern, value, dropout), pattern if weights else None
+        seen = attention_weights(query, key, **options) if weights else None
+        return kernel.attention(query, key, value, dropout=dropout, shared=layout.shared, **options), seen

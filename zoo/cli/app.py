@@ -6,8 +6,11 @@ import sys
 
 import typer
 
+from zoo.cli.attend import attend
 from zoo.cli.demo import demo
-from zoo.cli.listing import components, list_models, schema, show
+from zoo.cli.inspect import components, show
+from zoo.cli.listing import list_models, schema
+from zoo.cli.predict import predict
 from zoo.cli.train import evaluate, train
 from zoo.cli.weights import convert, load_report, verify
 
@@ -22,12 +25,14 @@ app = typer.Typer(
 app.command("list")(list_models)
 app.command("show")(show)
 app.command("components")(components)
+app.command("attend")(attend)
 app.command("schema")(schema)
 app.command("verify")(verify)
 app.command("load-report")(load_report)
 app.command("convert")(convert)
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("predict")(predict)
 app.command("demo")(demo)
 
 

@@ -7,18 +7,19 @@ The parts of the library call these functions and know nothing of the rules.
 """
 
 from zoo.kernel.activation import ACTIVATIONS, activation
-from zoo.kernel.attention import attention
+from zoo.kernel.attention import attention, attention_by_text
 from zoo.kernel.feedforward import gated, mlp
 from zoo.kernel.linear import Linear, linear, project
 from zoo.kernel.norm import layer_norm, rms_norm
 from zoo.kernel.patches import patches
-from zoo.kernel.switch import plain
+from zoo.kernel.switch import plain, readable
 
 __all__ = [
     "ACTIVATIONS",
     "Linear",
     "activation",
     "attention",
+    "attention_by_text",
     "gated",
     "layer_norm",
     "linear",
@@ -26,5 +27,6 @@ __all__ = [
     "patches",
     "plain",
     "project",
+    "readable",
     "rms_norm",
 ]

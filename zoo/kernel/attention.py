@@ -9,13 +9,15 @@ scores is small enough to be worth forming. In float32, with the weights kept, a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernel.switch import fast, product_dtype
+from zoo.kernel.switch import fast, product_dtype, readable
 
 SCORES = 2**25  # elements of (batch, heads, tokens, tokens) up to which the backward pass forms them: 64 MB
 
@@ -29,33 +31,38 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
+    shared: dict[Any, Any] | None = None,
 ) -> Tensor:
     """(batch, heads, tokens, head_size) x 2 of (batch, key heads, key tokens, head_size) -> as query.
 
     mask: (..., tokens, key tokens), boolean with True = attend, or a float to be added to the scores. causal:
     token i attends to the keys up to its own, where the last token belongs to the last key. Fewer key heads than
     query heads are shared by groups of query heads. A token that may attend to nothing gets zeros, and passes
-    no gradient back. dropout: of the weights; the caller passes 0 outside training.
+    no gradient back. dropout: of the weights; the caller passes 0 outside training. shared: what the layers of one
+    forward pass share: the mask is brought into the kernel's form by the first that needs it.
     """
-    shared = query.shape[1] != key.shape[1]
+    grouped = query.shape[1] != key.shape[1]
     tokens, keys = query.shape[-2], key.shape[-2]
     square = tokens == keys
-    if causal and (mask is not None or not square):
-        mask, causal = (
-            (mask if tokens == 1 and keys > 0 else _causal(mask, tokens, keys, query.device)),
-            False,
-        )
-    if mask is None:
-        if not shared and dropout == 0 and _fast_backward(query, key, value):
+    if mask is None and (not causal or square):
+        if not grouped and dropout == 0 and _fast_backward(query, key, value):
             size = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
             # Conversions stay outside, where autograd sees them.
             inputs = [t.to(torch.bfloat16) for t in (query, key, value)]
             with torch.autocast("cpu", enabled=False):
                 return Attention.apply((causal, size), *inputs)
         return F.scaled_dot_product_attention(
-            query, key, value, is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=shared
+            query, key, value, is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=grouped
         )
-    return _masked(query, key, value, mask, scale, dropout, shared)
+    name = ("mask", causal, tokens, keys, query.dtype)
+    known = None if shared is None else shared.get(name)
+    if known is None or known[0] is not mask:  # a layer may have a mask of its own
+        known = (mask, *_ready(mask, causal, tokens, keys, query))
+        if shared is not None:
+            shared[name] = known
+    _, scores, empty = known
+    y = F.scaled_dot_product_attention(query, key, value, attn_mask=scores, scale=scale, dropout_p=dropout, enable_gqa=grouped)
+    return y if empty is None else y.masked_fill(empty, 0.0)
 
 
 def _causal(mask: Tensor | None, tokens: int, keys: int, device: torch.device) -> Tensor:
@@ -66,17 +73,46 @@ def _causal(mask: Tensor | None, tokens: int, keys: int, device: torch.device) -
     return mask & allowed if mask.dtype == torch.bool else mask.masked_fill(~allowed, -math.inf)
 
 
-def _masked(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, dropout: float, shared: bool
+def attention_by_text(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], causal: bool, scale: float | None, dropout: float
 ) -> Tensor:
-    """A row without any key is computed with all of them, and its result replaced: no NaN on either way."""
-    empty = ~mask.any(-1, keepdim=True) if mask.dtype == torch.bool else (mask == -math.inf).all(-1, keepdim=True)
+    """`attention` of texts that stand one after another in a single row, each on its own.
+
+    Shapes: (1, heads, sum of lengths, head_size), as in `attention`. Neighbouring texts of equal length are one call.
+    """
+    pieces, start = [], 0
+    for length, equal in groupby(lengths):
+        number = len(list(equal))
+        end = start + number * length
+        parts = (each[0, :, start:end].unflatten(1, (number, length)).transpose(0, 1) for each in (query, key, value))
+        mixed = attention(*parts, causal=causal, scale=scale, dropout=dropout)
+        pieces.append(mixed.transpose(0, 1).flatten(1, 2))
+        start = end
+    return torch.cat(pieces, dim=1)[None]
+
+
+def _ready(mask: Tensor | None, causal: bool, tokens: int, keys: int, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The mask as the kernel takes it, and which rows are without any key.
+
+    Such a row is computed with all of them and its result replaced, so that there is no NaN on either way.
+    """
+    if causal and not (tokens == 1 and keys > 0):
+        mask = _causal(mask, tokens, keys, query.device)
+    if mask is None:
+        return None, None
+    if mask.dtype != torch.bool:
+        mask = mask.to(query.dtype)  # what is finite in a larger type may be minus infinity in this one
+    closed = ~mask if mask.dtype == torch.bool else mask == -math.inf
+    empty: Tensor | None = closed.all(-1, keepdim=True)
+    here = readable(query) and readable(mask)
+    if here and empty is not None and not bool(empty.any()):
+        empty = None
     if mask.dtype == torch.bool:
-        mask = mask | empty
-    else:
-        mask = mask.masked_fill(empty, 0.0).to(query.dtype)
-    y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, dropout_p=dropout, enable_gqa=shared)
-    return y.masked_fill(empty, 0.0)
+        mask = mask if empty is None else mask | empty
+        if here:  # torch would turn it into scores in every layer
+            mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -math.inf)
+        return mask, empty
+    return mask if empty is None else mask.masked_fill(empty, 0.0), empty
 
 
 def _fast_backward(query: Tensor, key: Tensor, value: Tensor) -> bool:

@@ -51,6 +51,14 @@ def fast() -> bool:
     )
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether code may look at a tensor's values: on a device it would have to wait for them, and while something
+    traces or transforms the operators there are none."""
+    if torch.compiler.is_compiling() or type(tensor) not in _DENSE or tensor.device.type != "cpu":
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
 def product_dtype(*tensors: Tensor) -> torch.dtype | None:
     """The dtype in which a product of these tensors is computed by a fast way; None: only the plain way.
 
