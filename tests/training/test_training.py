@@ -51,7 +51,10 @@ def test_a_checkpoint_holds_tensors_and_text_only(finished: Any) -> None:
         content = torch.load(finished.folder / name, weights_only=True)
         assert json.loads(content["zoo_model"])["type"] == "transformer"
         assert all(key.startswith("model.") for key in content["state_dict"])
-        assert "hyper_parameters" not in content
+        assert content["hyper_parameters"]["model"] == json.loads(content["zoo_model"])
+    module = ZooModule.load_from_checkpoint(finished.folder / "best.ckpt", weights_only=True)
+    assert same(module.model, zoo.load(finished.folder / "best.ckpt"))
+    assert module.optimizer.name == "muon" and not module.frozen
 
 
 def test_checkpoint_and_folder_hold_the_same_model(finished: Any) -> None:
@@ -107,7 +110,7 @@ def test_overwriting_replaces_the_old_run_only_at_the_end(small: dict[str, Any],
     first = train(RUN, {**small, "trainer.max_epochs": 1}, progress=False)
     old = (first.folder / "model" / "model.safetensors").read_bytes()
     monkeypatch.setattr(Classification, "step", _interrupting(Classification.step, after=2))
-    with pytest.raises(ZooError, match="interrupted in the first epoch"):
+    with pytest.raises(ZooError, match="interrupted before the first save"):
         train(RUN, {**small, "seed": 1}, overwrite=True, progress=False)
     assert (first.folder / "model" / "model.safetensors").read_bytes() == old
     monkeypatch.undo()
@@ -165,7 +168,7 @@ def test_an_optimizer_that_does_not_know_an_option(small: dict[str, Any]) -> Non
 
 
 def test_a_cosine_needs_an_end(small: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"optimizer\.schedule: a cosine needs an end"):
+    with pytest.raises(ConfigError, match=r"optimizer\.schedule: 'cosine' needs an end"):
         train(RUN, {**small, "trainer.max_epochs": -1}, progress=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,15 +24,46 @@ def load_model(source: str | Path, overrides: Mapping[str, Any] | None, device: 
     """See `zoo.load`."""
     found = locate(source)
     own = validate(found.fields, found.place)
-    wanted = validate(merge_overrides(found.fields, overrides), found.place) if overrides else own
-    return _fill(found, own, wanted, own, device, dtype)
+    if not overrides:
+        return _fill(found, own, own, own, device, dtype)
+    found = _with_head(found, own, validate(merge_overrides(found.fields, overrides), found.place))
+    wanted = validate(merge_overrides(found.fields, overrides), found.place)
+    return _fill(found, validate(found.fields, found.place), wanted, own, device, dtype)
 
 
 def put_weights(model: Any, overrides: Mapping[str, Any] | None, source: str | Path, device: Any, dtype: Any) -> Model:
     """See `zoo.build` with weights."""
     wanted = resolve(model, overrides)
     found = locate(source)
+    found = _with_head(found, validate(found.fields, found.place), wanted)
     return _fill(found, validate(found.fields, found.place), wanted, resolve_unchanged(model), device, dtype).train()
+
+
+def start_from(source: str | Path, model: Any) -> Model:
+    """The model of a config with the weights of another, to be trained further.
+
+    Whatever the config says otherwise than that of the weights is meant, and resized or drawn afresh; the load
+    report says so.
+
+    Raises:
+        WeightsError: the weights cannot be read, or are of another width, so that nothing would be built upon.
+    """
+    found, wanted = locate(source), resolve(model)
+    found = _with_head(found, validate(found.fields, found.place), wanted)
+    own = validate(found.fields, found.place)
+    return _fill(found, own, wanted, own, None, None).train()
+
+
+def _with_head(found: Found, own: Any, wanted: Any) -> Found:
+    """The file read as a model with the wanted type of head, if it holds that one beside its own."""
+    kind = getattr(wanted.head, "type", None)
+    if found.family is None or kind == getattr(own.head, "type", None):
+        return found
+    fields = found.family.with_head(found.values, kind, found.stored)
+    if fields is None:
+        return found
+    other = found._replace(fields=fields)
+    return found if _matched(other, on_meta(validate(fields, found.place))).problems else other
 
 
 def _fill(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dtype: Any) -> Model:
@@ -44,7 +75,7 @@ def _fill(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dtyp
 def _filled(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dtype: Any) -> Model:
     report, model = LoadReport(found.place), on_meta(wanted)
     source = model if own == wanted else on_meta(own)
-    tensors = _read(found, own, source, report)
+    tensors = _read(found, source, report)
     if source is model:
         fitted = tensors
     else:
@@ -62,28 +93,47 @@ def _filled(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dt
     return model.to(device=device, dtype=kind)
 
 
-def _read(found: Found, own: Any, source: Model, report: LoadReport) -> dict[str, Tensor]:
-    """The file's tensors under our names, complete and of the shapes that its own config asks for."""
+class _Match(NamedTuple):
+    """The tensors of a file held against the rules for a model."""
+
+    table: list[rules.Rule]
+    names: Mapping[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    ignored: list[tuple[str, str]]
+    problems: list[str]
+
+
+def _matched(found: Found, source: Model) -> _Match:
+    """What of the file goes where in the model `source` of its own config, what is known and dropped, and what is wrong."""
     shapes = {name: tuple(parameter.shape) for name, parameter in source.named_parameters()}
+    known: Mapping[str, str] = {}
     if found.family is None:
         table, names = [rules.rule(name, name) for name in shapes], {name: name for name in found.stored}
-        ignored: Mapping[str, str] = {}
     else:
-        table, ignored = found.family.table(own, shapes, found.stored), found.family.ignored
+        table, known = found.family.table(source.config, shapes, found.stored), found.family.ignored
         names = found.family.plain_names(found.stored)
     used = {name for entry in table for name in entry.theirs}
     problems = [f"missing: {name}" for name in sorted(used - set(names))]
+    ignored = []
     for name in sorted(set(names) - used):
-        reason = next((why for pattern, why in ignored.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        reason = next((why for pattern, why in known.items() if fnmatch.fnmatchcase(name, pattern)), None)
         if reason is None:
             problems.append(f"unexpected: {names[name]} {list(found.stored[names[name]].shape)}")
         else:
-            report.add("ignored", names[name], reason)
+            ignored.append((names[name], reason))
     for entry in table:
         present = all(name in names for name in entry.theirs)
         problems += _misfits(entry, found, names, shapes) if present else []
+    return _Match(table, names, shapes, ignored, problems)
+
+
+def _read(found: Found, source: Model, report: LoadReport) -> dict[str, Tensor]:
+    """The file's tensors under our names, complete and of the shapes that its own config asks for."""
+    table, names, shapes, ignored, problems = _matched(found, source)
     if problems:
         raise WeightsError(_listed(f"{found.place}: the tensors do not fit the config beside them", problems))
+    for name, reason in ignored:
+        report.add("ignored", name, reason)
     tensors = rules.read(table, lambda name: found.stored[names[name]].fetch(names[name]), shapes)
     for entry in table:
         same = found.family is None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from zoo.checkpoint import sharded
 from zoo.checkpoint.family import Family
 from zoo.checkpoint.tensors import Stored, open_folder, open_pickle
 from zoo.config.source import pretrained
@@ -27,14 +29,19 @@ class Found(NamedTuple):
     family: Family | None
     """Whose names the tensors have; None for our own."""
     stored: dict[str, Stored]
+    values: Mapping[str, Any] = {}
+    """Their config, as it lies there."""
 
 
 def families() -> list[Family]:
     """The reference families that we read and write."""
+    from zoo.checkpoint.huggingface_bert import HuggingFaceBert
+    from zoo.checkpoint.huggingface_distilbert import HuggingFaceDistilBert
+    from zoo.checkpoint.huggingface_roberta import HuggingFaceRoberta
     from zoo.checkpoint.huggingface_vit import HuggingFaceDeiT, HuggingFaceViT
     from zoo.checkpoint.timm_vit import TimmViT
 
-    return [HuggingFaceViT(), HuggingFaceDeiT(), TimmViT()]
+    return [HuggingFaceViT(), HuggingFaceDeiT(), TimmViT(), HuggingFaceBert(), HuggingFaceRoberta(), HuggingFaceDistilBert()]
 
 
 def locate(source: str | Path) -> Found:
@@ -46,7 +53,7 @@ def locate(source: str | Path) -> Found:
     """
     path = Path(source)
     if path.is_dir():
-        return _open(path)
+        return _open_distributed(path) if sharded.is_distributed(path) else _open(path)
     if path.is_file():
         if path.suffix == ".ckpt":
             return _open_checkpoint(path)
@@ -88,7 +95,7 @@ def _open(folder: Path) -> Found:
     if values.get("format") == FORMAT:
         return Found(str(folder), _mapping(values.get("model") or {}, f"{folder}/config.json: model"), None, stored)
     family = recognise(values, str(folder))
-    return Found(str(folder), family.read_config(values, stored), family, stored)
+    return Found(str(folder), family.read_config(values, stored), family, stored, values)
 
 
 def recognise(values: dict[str, Any], place: str) -> Family:
@@ -100,8 +107,9 @@ def recognise(values: dict[str, Any], place: str) -> Family:
     for family in families():
         if family.recognises(values):
             return family
+    known = ", ".join(family.model_type for family in families() if hasattr(family, "model_type"))
     kind = values.get("model_type") or values.get("architecture") or "unnamed"
-    raise ConfigError(f"{place}/config.json: models of type {kind!r} are not supported; expected vit, deit or timm's vit_*")
+    raise ConfigError(f"{place}/config.json: models of type {kind!r} are not supported; expected {known} or timm's vit_*")
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:
@@ -120,14 +128,30 @@ def read_config_file(folder: Path) -> dict[str, Any]:
 
 def _open_checkpoint(path: Path) -> Found:
     content = open_pickle(path)
-    text, state = content.get("zoo_model"), content.get("state_dict")
-    if not isinstance(text, str) or not isinstance(state, dict):
+    state = content.get("state_dict")
+    if not isinstance(state, dict):
         raise WeightsError(f"{path}: this checkpoint was not written by zoo: it holds no config of a model")
     wrong = [str(name) for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if wrong:
         raise WeightsError(f"{path}: state_dict: expected tensors by name, found other values: {', '.join(wrong[:5])}")
-    tensors = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    stored = {name: Stored(tuple(value.shape), value.dtype, tensors) for name, value in tensors.items()}
+    tensors = _model_only(state)
+    return _trained(path, content, {name: Stored(tuple(value.shape), value.dtype, tensors) for name, value in tensors.items()})
+
+
+def _open_distributed(path: Path) -> Found:
+    content, state = sharded.open_distributed(path)
+    return _trained(path, content, _model_only(state))
+
+
+def _model_only(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+
+
+def _trained(path: Path, content: Mapping[str, Any], stored: dict[str, Stored]) -> Found:
+    """What the checkpoint of a `ZooModule` holds."""
+    text = content.get("zoo_model")
+    if not isinstance(text, str):
+        raise WeightsError(f"{path}: this checkpoint was not written by zoo: it holds no config of a model")
     try:
         fields = _mapping(json.loads(text), f"{path}: zoo_model")
     except (ValueError, RecursionError):

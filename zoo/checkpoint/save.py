@@ -15,6 +15,7 @@ from torch import Tensor
 from zoo.checkpoint import rules
 from zoo.checkpoint.family import Family
 from zoo.checkpoint.locate import FORMAT, families
+from zoo.checkpoint.sharded import whole_parameters
 from zoo.errors import ConfigError, UnknownNameError, WeightsError, did_you_mean
 from zoo.model.base import Model
 
@@ -24,14 +25,19 @@ def save_model(model: Model, folder: Path) -> Path:
     from zoo import __version__
 
     values = {"format": FORMAT, "version": __version__, "model": model.config.plain()}
-    return write_folder(folder, values, dict(model.named_parameters()))
+    parameters = whole_parameters(model)
+    return folder if parameters is None else write_folder(folder, values, parameters)  # None: another process writes
 
 
 def export_model(model: Model, folder: Path, format: str) -> Path:
     """See `zoo.export`."""
     family, values = family_for(model.config, format)
     parameters = dict(model.named_parameters())
-    return write_folder(folder, values, rules.write(family.table(model.config, parameters), parameters))
+    table = family.table(model.config, parameters)
+    left = sorted(set(parameters) - {name for entry in table for name in entry.ours})
+    if left:
+        raise ConfigError(f"{format} has no tensors for {', '.join(left[:10])}")
+    return write_folder(folder, values, rules.write(table, parameters))
 
 
 def family_for(config: Any, library: str) -> tuple[Family, dict[str, Any]]:
@@ -53,7 +59,13 @@ def family_for(config: Any, library: str) -> tuple[Family, dict[str, Any]]:
                 return family, family.write_config(config)
             except ConfigError as error:
                 reasons.append(str(error))
-    raise ConfigError(reasons[0])
+    raise ConfigError(max(reasons, key=_reached))
+
+
+def _reached(reason: str) -> int:
+    """How far the check that gave this reason came, which goes from the embedding over the stack to the head."""
+    place = reason.partition(":")[0]
+    return {"embedding": 0, "stack": 2, "head": 4}.get(place.partition(".")[0], 0) + ("." in place)
 
 
 def write_folder(folder: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:

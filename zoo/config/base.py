@@ -50,6 +50,10 @@ class Config(BaseModel):
         fields: dict[str, Any] = _type_first(self.model_dump(mode="json"))
         return fields
 
+    def to_dict(self) -> dict[str, Any]:
+        """`plain`, by the name under which libraries such as peft ask a model's config for its fields."""
+        return self.plain()
+
     def problems(self, **context: Any) -> Iterator[Problem]:
         """What is wrong between this config and its surroundings (the width, the image size, ...).
 

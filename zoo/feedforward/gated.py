@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,6 +26,9 @@ class GatedFeedForward(nn.Module):
         type: Literal["gated"] = "gated"
         activation: Activation = "silu"
         """The non-linearity of the gate: silu makes it SwiGLU, gelu GEGLU."""
+
+    sharding: ClassVar[dict[str, str]] = {"gate": "column", "up": "column", "norm": "whole", "down": "row"}
+    """How tensor-parallel processes divide it: see `zoo.training.sharding`."""
 
     def __init__(self, config: Config, *, width: int) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,6 +23,9 @@ class MLP(nn.Module):
         """Config of `mlp`."""
 
         type: Literal["mlp"] = "mlp"
+
+    sharding: ClassVar[dict[str, str]] = {"up": "column", "norm": "whole", "down": "row"}
+    """How tensor-parallel processes divide it: see `zoo.training.sharding`."""
 
     def __init__(self, config: Config, *, width: int) -> None:
         super().__init__()

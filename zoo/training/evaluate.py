@@ -48,7 +48,7 @@ def evaluate(model: Any, data: Any = None, task: Any = None, split: SplitName = 
         WeightsError, DataError: model or data cannot be read.
     """
     if isinstance(model, (str, Path)):
-        model, data, task = _opened(Path(model), data, task)
+        model, data, task = opened(Path(model), data, task)
     data, task = checked("data", data), checked("task", task or "classification")
     try:
         raise_problems("eval", task.problems(model=model.config, data=data))
@@ -63,6 +63,8 @@ def _measured(model: Any, data: Data, task: Task, split: SplitName) -> Evaluatio
     was_training = model.training
     model.eval()
     metrics, loss, predictions, targets = task.metrics(model), 0.0, [], []
+    for metric in metrics.values():
+        metric.distributed_available_fn = lambda: False  # this process alone sees all examples
     for batch in data.loader(split):
         step = task.step(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
         loss += float(step.loss) * len(step.targets)
@@ -92,8 +94,13 @@ def checked(kind: str, value: Any) -> Any:
         raise ConfigError(f"{kind}: {error}") from None
 
 
-def _opened(source: Path, data: Any, task: Any) -> tuple[Any, Any, Any]:
-    """The model at `source`, and what its run says of data and task where nobody else does."""
+def opened(source: Path, data: Any, task: Any, needs_data: bool = True) -> tuple[Any, Any, Any]:
+    """The model at `source`, and what its run says of data and task where nobody else does.
+
+    Raises:
+        ZooError: the run is not finished.
+        ConfigError: `needs_data`, and nobody says which.
+    """
     from zoo.api import load
 
     home = next((folder for folder in (source, source.parent) if (folder / CONFIG).is_file()), None)
@@ -105,6 +112,6 @@ def _opened(source: Path, data: Any, task: Any) -> tuple[Any, Any, Any]:
         if not (source / "model").is_dir():
             raise ZooError(f"{source}: this run is not finished; evaluate {source / 'last.ckpt'}, or go on with --resume")
         source = source / "model"
-    if data is None:
+    if data is None and needs_data:
         raise ConfigError(f"data: {source} belongs to no run, so say on what to measure it: --data digits")
     return load(source), data, task

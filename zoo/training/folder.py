@@ -17,8 +17,10 @@ import yaml
 
 from zoo.config.source import read_yaml
 from zoo.errors import ConfigError
+from zoo.training.swap import remove, restore
 
 CONFIG, RESULT, LAST, BEST = "config.yaml", "result.json", "last.ckpt", "best.ckpt"
+UNFINISHED = ".unfinished"  # ends the name of a checkpoint that is being written
 PACKAGES = ("torch", "lightning", "timm", "torchmetrics", "scikit-learn", "numpy", "transformer-zoo")
 
 
@@ -47,7 +49,7 @@ def claim(folder: Path, config: Any, overwrite: bool = False, resume: bool = Fal
 
     Raises:
         ConfigError: a run is there and neither flag says what to do with it, something else is
-            there, or there is nothing to resume.
+            there, or there is nothing to resume or it began with another config.
     """
     state = state_of(folder)
     if state == "foreign":
@@ -123,18 +125,39 @@ def environment() -> dict[str, Any]:
     }
 
 
+def reason(error: BaseException) -> str:
+    """What the system said, from an error or from the one that caused it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        before = error.__cause__ or error.__context__
+        if before is None:
+            break
+        error = before
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def what_is_left(checkpoint: Path) -> str:
+    """What a run can go on from."""
+    if checkpoint.exists():
+        return f"the former {checkpoint.name} is whole, so make room and go on with --resume"
+    return "nothing was saved before; make room and start anew"
+
+
 def _resumed(folder: Path, state: str, config: Any) -> Claim:
     beside = folder.with_name(f"{folder.name}.new")
     work = beside if state == "finished" and state_of(beside) == "unfinished" else folder
     if state_of(work) != "unfinished":
         raise ConfigError(f"folder: {folder} holds {'a finished run' if state == 'finished' else 'no run'}, nothing to resume")
-    if not (work / LAST).is_file():
-        raise ConfigError(f"folder: the run in {work} ended before its first epoch did; start it anew with --overwrite")
     before, now = read_yaml(work / CONFIG), config.plain()
     for name in sorted(before.keys() | now.keys()):
         if name not in ("trainer", "folder") and before.get(name) != now.get(name):
             raise ConfigError(f"{name}: not what the unfinished run in {work} began with; resume it with the same config")
-    return Claim(folder, work, work / LAST)
+    for left in work.glob(f".*{UNFINISHED}"):
+        remove(left)
+    restore(work)
+    # a run that ended before its first save goes on from its beginning
+    return Claim(folder, work, work / LAST if (work / LAST).exists() else None)
 
 
 def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:

@@ -11,7 +11,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from zoo import registry
 from zoo.config import Config, Problem, Slot, within
-from zoo.config.base import Count, raise_problems
+from zoo.config.base import Count, PositiveInt, raise_problems
 from zoo.config.merge import merge, unflatten
 from zoo.config.messages import config_error
 from zoo.config.resolve import MODEL
@@ -20,7 +20,7 @@ from zoo.errors import ConfigError, ZooError
 from zoo.presets import list_models, list_runs
 from zoo.training.base import RunConfig
 from zoo.training.optimizer import OptimizerConfig
-from zoo.training.trainer import trainer_problems
+from zoo.training.trainer import parallel_problems, trainer_problems
 
 if TYPE_CHECKING:
     from zoo.training.session import TrainingResult
@@ -51,6 +51,8 @@ class TrainingRun:
         """What is trained: the name of a preset, or a mapping that `extends` one."""
         weights: str | None = None
         """Whose weights the training starts from, as `zoo.load` takes them (default: fresh ones)."""
+        frozen: list[str] = Field(default_factory=list)
+        """Parts and parameters that stay as they are, by patterns of their names: `embedding`, `stack.layers.[0-3]`, ..."""
         data: Annotated[Config, Slot("data")]
         """The examples."""
         task: Annotated[Config, Slot("task", default="classification")] = Field(default="classification", validate_default=True)
@@ -60,6 +62,13 @@ class TrainingRun:
         averaging: Annotated[float, Field(ge=0, lt=1)] | None = None
         """How much of the past an exponential moving average of the weights keeps at each step, such as 0.99; the
         average is what is validated and saved (default: no average)."""
+        activation_checkpointing: bool = False
+        """Whether only each block's input is kept for the backward pass and the rest computed again: less memory, more
+        time, the same gradients."""
+        compile: bool = False
+        """Whether the model is compiled (`torch.compile`) before training; the first step then takes long."""
+        save_every: PositiveInt | None = None
+        """After how many steps last.ckpt is written, beside the end of each epoch: what a killed run loses at most."""
         trainer: dict[str, Any] = Field(default_factory=dict)
         """Fields of `lightning.Trainer`, such as `max_epochs`, `accelerator`, `precision`, `gradient_clip_val`."""
         seed: Count = 0
@@ -76,7 +85,8 @@ class TrainingRun:
             # a task and data say of a model where it does not fit them, with paths that start at the run
             yield from self.task.problems(model=self.model, data=self.data)
             yield from self.data.problems(model=self.model)
-            yield from within("trainer", trainer_problems(self.trainer))
+            mistakes = list(within("trainer", trainer_problems(self.trainer)))
+            yield from mistakes or parallel_problems(self)
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import signal
@@ -15,11 +16,13 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from zoo import registry
 from zoo.errors import ConfigError, ZooError
 from zoo.extras import require
-from zoo.training.folder import BEST, LAST, RESULT, Claim, claim, write_metrics
-from zoo.training.trainer import make_trainer
+from zoo.registry import make
+from zoo.training.folder import BEST, LAST, RESULT, Claim, reason, what_is_left, write_metrics
+from zoo.training.processes import claimed, end_others, rank, together
+from zoo.training.sharding import is_sharded
+from zoo.training.trainer import check_resumed, make_trainer
 
 
 class TrainingResult(NamedTuple):
@@ -44,30 +47,44 @@ def run(
     Raises:
         ConfigError: the folder is taken, or the fields do not describe a run.
         DataError: the examples cannot be learned from.
-        ZooError: the loss is no number any more, or the training was interrupted.
+        ZooError: the loss or a weight is no number any more, the disk is full, or the training was interrupted.
     """
+    from zoo.api import save
+
     lightning = require("lightning", "train", "training")
     require("tensorboard", "train", "training")
-    place = claim(Path(config.folder or "runs/unnamed"), config, overwrite, resume)
+    place = claimed(Path(config.folder or "runs/unnamed"), config, overwrite, resume)
     started = time.perf_counter()
-    with _quiet(), lightning.pytorch.utilities.seed.isolate_rng():
+    with together(place.work), _quiet(), lightning.pytorch.utilities.seed.isolate_rng():
         lightning.seed_everything(config.seed, workers=True, verbose=False)
-        trainer, module = _fit(config, place, progress, console)
-        if not trainer.is_global_zero:  # another process of the same training writes what came out
-            return TrainingResult(place.goal, {})
+        with _disk_errors(place):
+            trainer, module = _fit(config, place, progress and rank() == 0, console)
+            if trainer.is_global_zero or is_sharded(module.model):  # each process has a share of it to give
+                save(module.model, place.work / "model")
+        if not trainer.is_global_zero:  # the first process tests what came out, and tells the others
+            return TrainingResult(*trainer.strategy.broadcast(None))
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
         metrics |= {"parameters": module.model.num_parameters(), "seconds": round(time.perf_counter() - started, 1)}
-        return _keep(config, place, module.model, metrics)
+        with _disk_errors(place):
+            result = _keep(config, place, metrics)
+        return TrainingResult(*trainer.strategy.broadcast(tuple(result)))
 
 
 def _fit(config: Any, place: Claim, progress: bool, console: Console | None) -> tuple[Any, Any]:
+    from zoo.training.checkpoint_file import CheckpointFile
     from zoo.training.data_module import DataModule
     from zoo.training.module import ZooModule
 
+    if place.checkpoint is not None:
+        check_resumed(config.trainer, place.checkpoint)
     module = ZooModule.from_run(config)
+    if module.model.load_report is not None and progress and not place.checkpoint:
+        (console or Console(stderr=True)).print(str(module.model.load_report), highlight=False, soft_wrap=True)
+    plugins = config.trainer.get("plugins") or []
     trainer = make_trainer(
-        config.trainer,
+        {name: value for name, value in config.trainer.items() if name != "plugins"},
+        plugins=[CheckpointFile(), *(plugins if isinstance(plugins, (list, tuple)) else [plugins])],
         callbacks=list(_callbacks(config, place, progress, console)),
         logger=list(_loggers(place.work)),
         default_root_dir=place.work,
@@ -78,11 +95,16 @@ def _fit(config: Any, place: Claim, progress: bool, console: Console | None) -> 
     )
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, DataModule(registry.make(config.data)), ckpt_path=place.checkpoint, weights_only=True)
+        trainer.fit(module, DataModule(config.data, config.seed), ckpt_path=place.checkpoint, weights_only=True)
     except (KeyboardInterrupt, SystemExit):
+        if rank():
+            raise
         raise ZooError(_interrupted(place, trainer)) from None
     except require("lightning.pytorch.utilities.exceptions", "train", "training").MisconfigurationException as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
+    except BaseException:
+        end_others(trainer)
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)  # Lightning leaves it ignored after an interrupt
@@ -97,7 +119,9 @@ def _callbacks(config: Any, place: Claim, progress: bool, console: Console | Non
         yield library.EMAWeightAveraging(decay=config.averaging)
     common = {"dirpath": place.work, "enable_version_counter": False}
     yield library.ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, **common)
-    if config.data.validation:
+    if config.save_every is not None:
+        yield library.ModelCheckpoint(filename=Path(LAST).stem, every_n_train_steps=config.save_every, **common)
+    if make(config.data).has("validation"):
         best = {"monitor": "validation_accuracy", "mode": "max"}
         yield library.ModelCheckpoint(filename=Path(BEST).stem, save_weights_only=True, **best, **common)
     if progress:
@@ -111,13 +135,12 @@ def _loggers(folder: Path) -> Iterator[Any]:
     yield library.TensorBoardLogger(**where, default_hp_metric=False)
 
 
-def _keep(config: Any, place: Claim, model: Any, metrics: dict[str, float]) -> TrainingResult:
-    """Writes the model, its figures on the test part and the curve; last of all, that the run is finished."""
-    from zoo.api import load, save
+def _keep(config: Any, place: Claim, metrics: dict[str, float]) -> TrainingResult:
+    """Writes the model's figures on the test part and the curve; last of all, that the run is finished."""
+    from zoo.api import load
     from zoo.training.evaluate import evaluate
     from zoo.training.pictures import learning_curve
 
-    save(model, place.work / "model")
     # what is measured is what was saved, read back
     tested = evaluate(load(place.work / "model"), config.data, config.task)
     metrics |= {f"test_{name}": value for name, value in tested.metrics.items()}
@@ -127,13 +150,24 @@ def _keep(config: Any, place: Claim, model: Any, metrics: dict[str, float]) -> T
     return TrainingResult(place.finish(), metrics)
 
 
+@contextmanager
+def _disk_errors(place: Claim) -> Iterator[None]:
+    """One line for a disk that is full or cannot be written; other errors of the system are not ours to explain."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            raise
+        raise ZooError(f"{place.work} cannot be written: {reason(error)}; {what_is_left(place.work / LAST)}") from None
+
+
 def _interrupted(place: Claim, trainer: Any) -> str:
-    if not (place.work / LAST).is_file():
-        return f"interrupted in the first epoch: nothing was saved, and {place.work} can be overwritten (--overwrite)"
+    if not (place.work / LAST).exists():
+        return f"interrupted before the first save: {place.work} holds no state; start again with --overwrite or --resume"
     write_metrics(place.work)
     return (
         f"interrupted in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {place.work / LAST} holds the state "
-        "after the last whole epoch; go on with --resume"
+        "of the last save; go on with --resume"
     )
 
 

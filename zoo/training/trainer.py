@@ -5,13 +5,19 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from zoo.config import Problem
-from zoo.errors import ConfigError, did_you_mean
+from zoo.checkpoint.sharded import is_distributed
+from zoo.config import Config, Problem, within
+from zoo.config.base import PositiveInt
+from zoo.config.messages import found
+from zoo.errors import ConfigError, did_you_mean, one_of
 from zoo.extras import require
+from zoo.training.sharding import FUSED
 
 OURS = {
     "callbacks": "callbacks are objects, which a config cannot hold; use ZooModule in a lightning.Trainer of your own",
@@ -20,6 +26,50 @@ OURS = {
     "enable_checkpointing": "a run always writes last.ckpt",
 }
 """Arguments of the Trainer that a run sets itself, and why."""
+
+DIVISIBLE = (
+    "adamw", "adam", "sgd", "momentum", "nesterov", "lion", "muon", "nadamw", "radamw", "adan", "adagrad", "rmsprop",
+    "adabelief", "adadelta", "adamax", "adamc", "adamwlegacy", "adanw", "adopt", "adoptc", "adoptw", "laprop", "lapropc",
+    "larc", "lars", "lionc", "madgrad", "madgradw", "nadam", "nadamc", "nesterovw", "nlarc", "nlars", "nmuon", "radabelief",
+    "radam", "rmsproptf", "rmsproptfc", "rmsproptfw", "sgdc", "sgdw",
+)  # fmt: skip
+"""Optimisers that were seen to give a divided model the weights that they give a whole one; others fail, or wait forever."""
+DIVISIBLE_BY_DATA = ("lamb", "lambc", "lambcd", "lambcw", "lambw")
+"""Those that do so without tensor parallelism only: they look at all weights together."""
+
+
+class ParallelConfig(Config):
+    """Fields of `trainer.strategy` for a model that is divided among processes."""
+
+    kind: ClassVar[str] = "strategy"
+
+    name: Literal["model_parallel"] = "model_parallel"
+    """Lightning's ModelParallelStrategy."""
+    data_parallel: PositiveInt | None = None
+    """Among how many groups of processes the batches, and by FSDP2 the weights, are divided (default: what `devices`
+    leaves, else 1)."""
+    tensor_parallel: PositiveInt = 1
+    """Among how many processes each group divides the work on one batch, as the parts of the model declare it."""
+
+    def groups(self, fields: Mapping[str, Any]) -> int | None:
+        """`data_parallel`, or what the other fields of the Trainer make it; None where they do not say."""
+        if self.data_parallel is not None:
+            return self.data_parallel
+        processes = _processes(fields)
+        if processes is not None:
+            return max(processes // self.tensor_parallel, 1)
+        return 1 if self.tensor_parallel > 1 and "devices" not in fields else None
+
+    def misfits(self, fields: Mapping[str, Any]) -> Iterator[Problem]:
+        """What does not fit the other fields of the Trainer."""
+        groups, processes = self.groups(fields), _processes(fields)
+        if groups is None:
+            yield ("strategy", "data_parallel"), "this field is needed where `devices` is no number"
+        elif groups * self.tensor_parallel == 1:
+            yield ("strategy",), "one process has nothing to divide; set data_parallel or tensor_parallel to 2 or more"
+        elif processes is not None and groups * self.tensor_parallel != processes:
+            product = f"data_parallel {groups} x tensor_parallel {self.tensor_parallel}"
+            yield ("devices",), f"{product} are {groups * self.tensor_parallel} processes, and not {processes}"
 
 
 def trainer_problems(fields: Mapping[str, Any]) -> Iterator[Problem]:
@@ -33,8 +83,76 @@ def trainer_problems(fields: Mapping[str, Any]) -> Iterator[Problem]:
         elif name not in names:
             hint = did_you_mean(name, names) or "; see the documentation of lightning.Trainer"
             yield (name,), f"unknown field of lightning.Trainer{hint}"
+        elif name == "strategy" and isinstance(value, (str, Mapping)):
+            yield from _strategy_problems(value, fields)
         else:
             yield from ((((name,), message)) for message in _misfits(value, hints.get(name, Any)))
+
+
+def parallel_problems(run: Any) -> Iterator[Problem]:
+    """What of a run's other fields does not go with a model that is divided among processes."""
+    strategy = parallel(run.trainer)
+    if strategy is None:
+        return
+    for name in ("averaging", "compile"):
+        if getattr(run, name, None):
+            yield (name,), "not with a model that is divided among processes (trainer.strategy.name: model_parallel)"
+    name, names = run.optimizer.name, DIVISIBLE + (DIVISIBLE_BY_DATA if strategy.tensor_parallel == 1 else ())
+    if name not in names:
+        yield ("optimizer", "name"), f"{name!r} is not for a model that is divided among processes; expected {one_of(names)}"
+    if run.optimizer.fused and name not in FUSED:
+        yield ("optimizer", "fused"), f"torch cannot fuse {name!r} for a model that is divided among processes"
+    if strategy.tensor_parallel > 1:
+        from zoo.model.construct import on_meta
+        from zoo.training.sharding import misfits
+
+        for message in islice(misfits(on_meta(run.model), strategy.tensor_parallel), 1):
+            yield ("trainer", "strategy", "tensor_parallel"), message
+
+
+def parallel(fields: Mapping[str, Any]) -> ParallelConfig | None:
+    """What `strategy` says of a divided model; None where it means another of Lightning's strategies."""
+    value = fields.get("strategy")
+    if value == "model_parallel":
+        return ParallelConfig()
+    return ParallelConfig.model_validate(value) if isinstance(value, Mapping) else None
+
+
+def check_resumed(fields: Mapping[str, Any], checkpoint: Path) -> None:
+    """Raises a ConfigError where a divided model is to go on from an undivided one's state, or the other way round."""
+    was = is_distributed(checkpoint)
+    if was != (parallel(fields) is not None):
+        how = "was divided among processes by strategy model_parallel" if was else "was not divided by strategy model_parallel"
+        raise ConfigError(f"trainer.strategy: the model in {checkpoint} {how}; go on in the same way, or start from `weights`")
+
+
+def _strategy_problems(value: Any, fields: Mapping[str, Any]) -> Iterator[Problem]:
+    if isinstance(value, str) and value.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+        yield ("strategy",), f"{value!r} brings no figures back from its processes; use 'ddp'"
+        return
+    if isinstance(value, str) and value != "model_parallel":
+        known = require("lightning.pytorch.strategies", "train", "training").StrategyRegistry.available_strategies()
+        if value not in ("auto", *known):
+            hint = did_you_mean(value, [*known, "model_parallel", "auto"]) or "; see the documentation of lightning.Trainer"
+            yield ("strategy",), f"unknown strategy {value!r}{hint}"
+        return
+    try:
+        strategy = parallel(fields)
+    except ValidationError as error:
+        yield from within("strategy", found(error))
+        return
+    if strategy is not None:
+        yield from strategy.misfits(fields)
+
+
+def _processes(fields: Mapping[str, Any]) -> int | None:
+    """How many processes `devices` and `num_nodes` ask for; None where the machine says."""
+    devices, nodes = fields.get("devices"), fields.get("num_nodes", 1)
+    if isinstance(devices, (list, tuple)):
+        devices = len(devices)
+    if isinstance(devices, str) and devices.isdecimal():
+        devices = int(devices)
+    return devices * nodes if isinstance(devices, int) and devices > 0 and isinstance(nodes, int) else None
 
 
 def _misfits(value: Any, hint: Any) -> Iterator[str]:
@@ -53,6 +171,14 @@ def make_trainer(fields: Mapping[str, Any], **ours: Any) -> Any:
     """
     lightning = require("lightning", "train", "training")
     refused = require("lightning.pytorch.utilities.exceptions", "train", "training").MisconfigurationException
+    strategy = parallel(fields)
+    if strategy is not None:
+        from zoo.training.model_parallel import ModelParallel
+
+        groups = strategy.groups(fields) or 1
+        engine = ModelParallel(data_parallel_size=groups, tensor_parallel_size=strategy.tensor_parallel)
+        devices = groups * strategy.tensor_parallel // fields.get("num_nodes", 1)
+        fields = {"devices": devices, **fields, "strategy": engine}
     try:
         return lightning.Trainer(**{**ours, **fields})
     except (refused, ValueError, TypeError) as error:

@@ -1,0 +1,130 @@
+"""What a trained model says to inputs that nobody has answered yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo import registry
+from zoo.data.base import SplitName
+from zoo.errors import ConfigError, DataError, InputError
+from zoo.inspect.image import example_of, preparation, read_image
+from zoo.training.evaluate import checked, opened
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+class Prediction(NamedTuple):
+    """What a model says to one input."""
+
+    name: str
+    """The input: a file, or the number of an example."""
+    answers: list[tuple[str, float]]
+    """Classes and their probabilities, the likeliest first."""
+    label: str | None = None
+    """The right answer, where the data say."""
+
+
+def predict(
+    source: str | Path,
+    inputs: Sequence[str | Path] = (),
+    *,
+    data: Any = None,
+    split: SplitName = "test",
+    top: int = 5,
+    batch_size: int = 64,
+) -> Iterator[Prediction]:
+    """Classifies inputs.
+
+    Args:
+        source: a run's folder, or what `zoo.load` takes.
+        inputs: image files, folders of them, or test images of data (`digits:17`); without any, a part of the data.
+        data: the name, the fields or the config of data (default: those of the run).
+        split: which part of them is classified where there are no inputs.
+        top: how many answers for each input.
+        batch_size: how many inputs are classified at once.
+
+    Raises:
+        ConfigError: the model is no classifier, or neither inputs nor data are named.
+        InputError, DataError: an input that cannot be read.
+        WeightsError: the model cannot be read.
+    """
+    model, data, _ = opened(Path(source), data, None, needs_data=False)
+    head = model.config.head
+    if getattr(head, "type", None) != "classifier" or not head.classes:
+        found = "none" if head is None else repr(head.type)
+        raise ConfigError(f"{source}: classifying needs a head of type 'classifier', and this is {found}")
+    part = registry.make(checked("data", data)) if data is not None else None
+    names = head.labels or (None if part is None else part.class_names) or [str(number) for number in range(head.classes)]
+    if len(names) != head.classes:
+        raise ConfigError(f"{source}: the data name {len(names)} classes, and the head has {head.classes}")
+    if inputs:
+        home = Path(source) / "model" if (Path(source) / "model").is_dir() else Path(source)
+        yield from _each(model, _files(inputs), home, names, top, batch_size)
+    elif part is not None:
+        yield from _part(model, part, split, names, top)
+    else:
+        raise ConfigError(f"{source} belongs to no run, so say what to classify: files, folders, or --data NAME")
+
+
+def _each(
+    model: Any, inputs: Iterator[str | Path], home: Path, names: Sequence[str], top: int, size: int
+) -> Iterator[Prediction]:
+    prepared = preparation(home if home.is_dir() else home.parent)
+
+    def read(each: str | Path) -> Any:
+        if isinstance(each, Path):
+            return read_image(each, model.config.embedding, prepared)
+        return example_of(each, model.config)
+
+    pictures = ((str(each), read(each)) for each in inputs)
+    while batch := list(islice(pictures, size)):
+        pixels = torch.cat([picture.pixels for _, picture in batch])
+        labels = [None if picture.label is None else names[picture.label] for _, picture in batch]
+        yield from _answers(model, {"pixel_values": pixels}, [name for name, _ in batch], labels, names, top)
+
+
+def _part(model: Any, part: Any, split: SplitName, names: Sequence[str], top: int) -> Iterator[Prediction]:
+    number = 0
+    for batch in part.loader(split):
+        labels = batch.pop("labels", None)
+        size = len(next(iter(batch.values())))
+        words = [None] * size if labels is None else [names[label] for label in labels.tolist()]
+        yield from _answers(model, batch, [str(number + index) for index in range(size)], words, names, top)
+        number += size
+
+
+@torch.inference_mode()
+def _answers(
+    model: Any, inputs: dict[str, Tensor], what: list[str], labels: Sequence[str | None], names: Sequence[str], top: int
+) -> list[Prediction]:
+    logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits
+    shares, classes = logits.float().softmax(-1).topk(min(top, len(names)))
+    return [
+        Prediction(name, [(names[index], share) for index, share in zip(row.tolist(), values.tolist())], label)
+        for name, row, values, label in zip(what, classes, shares, labels)
+    ]
+
+
+def _files(inputs: Iterable[str | Path]) -> Iterator[str | Path]:
+    for each in inputs:
+        path = Path(each)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS)
+            if not found:
+                raise DataError(f"{path}: no images; expected files ending in {', '.join(ENDINGS)}")
+            yield from found
+        elif ":" in str(each) and not path.exists() and str(each).partition(":")[0] in registry.list_components("data"):
+            yield str(each)
+        elif path.is_file():
+            yield path
+        else:
+            raise InputError(f"{each}: no such file or folder")
+
+
+__all__ = ["Prediction", "predict"]
