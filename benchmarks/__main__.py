@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import models, startup
+from benchmarks import models, startup, texts
 from benchmarks.harness import disturbance
 
 
@@ -26,13 +26,13 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(chosen.threads)
     print(f"others take {disturbance():.2f} of a core; torch {torch.__version__}, {chosen.threads} threads", flush=True)
-    names = chosen.only.split(",") if chosen.only else [*models.BATCH, "startup"]
+    names = chosen.only.split(",") if chosen.only else [*models.BATCH, *texts.JOBS, "startup"]
     for name in names:
         rows = (
             startup.measure(chosen.rounds)
             if name == "startup"
             else [
-                models.measure(name, mode, dtype == "autocast", chosen.rounds)
+                (texts if name in texts.JOBS else models).measure(name, mode, dtype == "autocast", chosen.rounds)
                 for mode in chosen.mode.split(",")
                 for dtype in chosen.dtype.split(",")
             ]

@@ -28,17 +28,29 @@ LOAD = {
         "V.from_pretrained({folder!r})",
     ),
 }
+LOAD_BERT = {
+    "zoo": (
+        "import zoo, torch; zoo.build('bert-tiny', device='meta'); import zoo.checkpoint.load, zoo.checkpoint.huggingface_bert",
+        "zoo.load({folder!r})",
+    ),
+    "transformers": (
+        "import transformers; from transformers import BertModel as B; transformers.utils.logging.disable_progress_bar()",
+        "B.from_pretrained({folder!r})",
+    ),
+}
 CODE = "import time\n{before}\nstart = time.perf_counter()\nmodel = {what}\nprint(time.perf_counter() - start)"
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of `zoo.build("vit-tiny")` and of loading a ViT-B folder, beside the peers'."""
-    from transformers import ViTConfig, ViTForImageClassification
+    """Milliseconds of `zoo.build("vit-tiny")` and of loading folders of ViT-B and BERT, beside the peers'."""
+    from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassification
 
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        ViTForImageClassification(ViTConfig(num_labels=1000)).save_pretrained(folder)
-        for title, snippets in (("build vit-tiny", BUILD), ("load vit-base", LOAD)):
+    with tempfile.TemporaryDirectory() as images, tempfile.TemporaryDirectory() as texts:
+        ViTForImageClassification(ViTConfig(num_labels=1000)).save_pretrained(images)
+        BertModel(BertConfig()).save_pretrained(texts)
+        jobs = (("build vit-tiny", BUILD, images), ("load vit-base", LOAD, images), ("load bert-base", LOAD_BERT, texts))
+        for title, snippets, folder in jobs:
             times: dict[str, list[float]] = {name: [] for name in snippets}
             for _ in range(rounds):
                 for name, (before, what) in snippets.items():

@@ -15,7 +15,17 @@ class TransformerOutput(NamedTuple):
     pooler_output: Tensor | None = None
     """(batch, size): what a pooler head gives."""
     logits: Tensor | None = None
-    """(batch, classes): what a classifier head gives."""
+    """(batch, classes) of a classifier, (batch, tokens, vocabulary or classes) of a head that scores tokens."""
+    prediction_logits: Tensor | None = None
+    """(batch, tokens, vocabulary): the scores of a pretraining head for masked tokens."""
+    seq_relationship_logits: Tensor | None = None
+    """(batch, 2): its scores for whether the second text follows the first (class 0) or not."""
+    start_logits: Tensor | None = None
+    """(batch, tokens): a span head's scores for where an answer begins."""
+    end_logits: Tensor | None = None
+    """(batch, tokens): and for where it ends."""
+    sentence_embedding: Tensor | None = None
+    """(batch, width): what a sentence-embedding head gives."""
     hidden_states: tuple[Tensor, ...] | None = None
     """The tokens before the first and after each block, before the final norm; (batch, tokens, width) each."""
     attentions: tuple[Tensor, ...] | None = None

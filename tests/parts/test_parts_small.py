@@ -137,7 +137,7 @@ def test_dropout_of_a_feedforward_is_of_training_only(part: Callable[..., Any], 
 
 def layout(prefix: int = 0, grid: tuple[int, int] | None = None, mask: Tensor | None = None, resample: bool = False) -> Layout:
     """What the tokens of a batch are."""
-    return Layout(prefix=prefix, grid=grid, mask=None if mask is None else mask[:, None, None, :], resample=resample)
+    return Layout(prefix, grid, resample, real=mask, mask=None if mask is None else mask[:, None, None, :])
 
 
 MASK = torch.tensor([[True] * 9, [True, True, False, True, False, True, True, False, False]])

@@ -1,11 +1,12 @@
 """Certificates and the tables made of them are those of today's presets."""
 
+import copy
 from pathlib import Path
 
 import pytest
 
 import zoo
-from zoo.verification.certificate import certificates, fingerprint, with_table
+from zoo.verification.certificate import certificates, outdated, with_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,11 +16,24 @@ def test_a_preset_has_a_certificate_of_its_present_config(name):
     """`make certificates` renews one that is out of date."""
     known = certificates()
     assert name in known, f"{name} has no certificate: python -m zoo.verification.certificate {name}"
-    assert known[name]["config"] == fingerprint(name)
+    assert not outdated(known[name])
     assert known[name]["parameters"] == zoo.build(name, device="meta").num_parameters()
     for reference in known[name]["references"]:
         assert reference["float64"] <= 1e-10 and reference["gradients"] <= 1e-10 and reference["export"] <= 1e-10
         assert reference["float32"] <= max(3 * reference["float32_of_the_reference"], 1e-5)
+
+
+def test_a_certificate_of_another_config_is_out_of_date():
+    certificate = copy.deepcopy(certificates()["vit-tiny"])
+    certificate["config"]["stack"]["block"]["norm"]["eps"] = 1e-5
+    del certificate["config"]["stack"]["depth"]
+    del certificate["config"]["stack"]["drop_path"]  # as if it had not existed: it stands at its default
+    certificate["config"]["embedding"]["gone"] = 1
+    assert outdated(certificate) == [
+        "embedding.gone: no such field any more",
+        "stack.depth: 12 in a field that did not exist",
+        "stack.block.norm.eps: 1e-06 instead of 1e-05",
+    ]
 
 
 def test_no_certificate_without_a_preset():

@@ -39,6 +39,8 @@ class ResidualBlock(nn.Module):
         """The feed-forward."""
         dropout: Probability = 0.0
         """Share of each branch's output dropped in training, before it is added."""
+        attention_output_dropout: Probability | None = None
+        """The same of the attention's branch alone (default: `dropout`)."""
         layer_scale: float | None = None
         """Fresh value of a learned factor for each channel of a branch's output; null for no such factor."""
 
@@ -56,22 +58,23 @@ class ResidualBlock(nn.Module):
         self.feedforward_norm = make(config.norm, width=width)
         self.feedforward = make(config.feedforward, width=width)
         self.feedforward_scale = LayerScale(width, config.layer_scale)
+        given = config.attention_output_dropout
+        self.attention_dropout = nn.Dropout(config.dropout if given is None else given)
         self.dropout = nn.Dropout(config.dropout)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, layout: Layout, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """The tokens after this block and, if asked for, the attention weights (batch, heads, tokens, tokens)."""
         mixed, seen = self.attention(self._before(x, self.attention_norm), layout, weights=weights)
-        x = self._add(x, mixed, self.attention_scale, self.attention_norm)
+        x = self._add(x, self.attention_dropout(mixed), self.attention_scale, self.attention_norm)
         changed = self.feedforward(self._before(x, self.feedforward_norm))
-        return self._add(x, changed, self.feedforward_scale, self.feedforward_norm), seen
+        return self._add(x, self.dropout(changed), self.feedforward_scale, self.feedforward_norm), seen
 
     def _before(self, x: Tensor, norm: nn.Module) -> Tensor:
         normed: Tensor = norm(x) if self.order == "pre" else x
         return normed
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module, norm: nn.Module) -> Tensor:
-        branch = self.dropout(branch)
         if self.order == "branch":
             branch = norm(branch)
         x = x + self.drop_path(scale(branch))

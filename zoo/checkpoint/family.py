@@ -35,6 +35,13 @@ class Family(ABC):
             ConfigError: a field that we do not support; the message names it.
         """
 
+    def with_head(self, values: Mapping[str, Any], head: str | None, names: Collection[str]) -> dict[str, Any] | None:
+        """Our fields for the same model with a head of another type, where a file may hold that one as well.
+
+        None where the tensors of one head would be taken for those of another.
+        """
+        return None
+
     @abstractmethod
     def write_config(self, config: Any) -> dict[str, Any]:
         """Their config for ours.

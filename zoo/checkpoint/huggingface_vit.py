@@ -6,14 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 from zoo.checkpoint.family import Family, Wanted
-from zoo.checkpoint.fields import ACTIVATIONS, HUGGING_FACE_IGNORED, Fields, labels
+from zoo.checkpoint.fields import ACTIVATIONS, HUGGING_FACE_IGNORED, WRITTEN_ACTIVATIONS, Fields, labels, names_of
 from zoo.checkpoint.rules import Batched, Rule, module_rules, rule
 from zoo.errors import ConfigError, one_of
-
-WRITTEN_ACTIVATIONS = {
-    "gelu": "gelu", "gelu-tanh": "gelu_pytorch_tanh", "quick-gelu": "quick_gelu", "relu": "relu", "silu": "silu",
-    "tanh": "tanh", "sigmoid": "sigmoid", "identity": "linear",
-}  # fmt: skip
 
 
 class HuggingFaceViT(Family):
@@ -187,6 +182,7 @@ class HuggingFaceViT(Family):
         wanted.part("stack.block", block, "residual")
         wanted.expect("stack.block.order", block.order, "pre")
         wanted.expect("stack.block.layer_scale", block.layer_scale, None)
+        wanted.expect("stack.block.attention_output_dropout", block.attention_output_dropout, None, block.dropout)
         wanted.part("stack.block.norm", block.norm, "layer-norm")
         wanted.expect("stack.block.norm.bias", block.norm.bias, True)
         wanted.equal("stack.final_norm", stack.final_norm, "stack.block.norm", block.norm)
@@ -211,15 +207,9 @@ class HuggingFaceViT(Family):
             act = {"pooler_act": WRITTEN_ACTIVATIONS[head.activation]}
             return {"architectures": [f"{self.class_name}Model"], **size, **act}
         wanted.expect("head.norm", head.norm, None)
+        wanted.expect("head.dense", head.dense, None)
         wanted.expect("head.bias", head.bias, True)
-        if head.classes == 0:
-            raise ConfigError(f"head.classes: {wanted.family} has no classifier with 0 classes; use `head: none`")
-        names = head.labels or [f"LABEL_{number}" for number in range(head.classes)]
-        return {
-            "architectures": [f"{self.class_name}ForImageClassification"],
-            "id2label": {str(number): name for number, name in enumerate(names)},
-            "label2id": {name: number for number, name in enumerate(names)},
-        }
+        return {"architectures": [f"{self.class_name}ForImageClassification"], **names_of(wanted.family, head)}
 
 
 class HuggingFaceDeiT(HuggingFaceViT):

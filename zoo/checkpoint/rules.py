@@ -55,6 +55,19 @@ class Batched(Same):
         return [(1, *ours[0])]
 
 
+class Copied(Same):
+    """Theirs holds one tensor of ours under several names; the first is read."""
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return [theirs[0]]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0]] * 2
+
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        return [ours[0]] * 2
+
+
 @dataclass(frozen=True)
 class Rule:
     """Names on disk, our names, and what lies between; `{n}` stands for a layer's number."""
@@ -117,5 +130,7 @@ def write(table: Iterable[Rule], ours: Mapping[str, Tensor]) -> dict[str, Tensor
     theirs: dict[str, Tensor] = {}
     for entry in table:
         made = entry.operation.write([ours[name] for name in entry.ours])
-        theirs.update(zip(entry.theirs, (tensor.contiguous() for tensor in made)))
+        for name, tensor in zip(entry.theirs, made):
+            shared = any(tensor is other for other in theirs.values())
+            theirs[name] = tensor.clone() if shared else tensor.contiguous()
     return theirs

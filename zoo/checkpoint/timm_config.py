@@ -77,6 +77,7 @@ def written_config(config: Any, wanted: Wanted) -> dict[str, Any]:
     wanted.expect("stack.block.order", block.order, "pre", "branch")
     wanted.part("head", head, "classifier")
     wanted.expect("head.bias", head.bias, True)
+    wanted.expect("head.dense", head.dense, None)
     norm = block.norm
     name, eps = _norm_name(wanted, "stack.block.norm", norm)
     args = {
@@ -208,6 +209,7 @@ def _feedforward_arguments(block: Any, norm: Any, width: int, wanted: Wanted) ->
     wanted.equal("stack.block.feedforward.dropout", feedforward.dropout, "stack.block.dropout", block.dropout)
     if feedforward.norm is not None:
         wanted.equal("stack.block.feedforward.norm", feedforward.norm, "stack.block.norm", norm)
+    wanted.expect("stack.block.attention_output_dropout", block.attention_output_dropout, None, block.dropout)
     if block.order == "branch":
         wanted.expect("stack.block.layer_scale", block.layer_scale, None)
     elif block.layer_scale == 0:

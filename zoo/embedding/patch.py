@@ -83,7 +83,7 @@ class PatchEmbedding(nn.Module):
             for name in ("norm", "output_norm", "position"):
                 part = getattr(self, name)
                 if part is not None:
-                    yield from within(name, part.problems(width=width, **context))
+                    yield from within(name, part.problems(width=width, grid=self.grid, **context))
 
     inputs = ("pixel_values",)
     options = ("interpolate_pos_encoding",)
@@ -163,7 +163,9 @@ class PatchEmbedding(nn.Module):
             pixels = functional.pad(pixels, (0, rest[1], 0, rest[0]))
         elif size[0] < config.patch_size[0] or size[1] < config.patch_size[1]:
             raise InputError(f"pixel_values: images of {size} are smaller than one patch of {config.patch_size}")
-        return pixels.to(self.weight.dtype) if not torch.is_autocast_enabled(pixels.device.type) else pixels
+        device = pixels.device.type
+        mixed = device != "meta" and torch.is_autocast_enabled(device)  # torch refuses the question for shapes only
+        return pixels if mixed else pixels.to(self.weight.dtype)
 
     def _place(self, x: Tensor, layout: Layout) -> Tensor:
         placed: Tensor = x if self.position is None else self.position(x, layout)

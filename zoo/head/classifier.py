@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo import kernel
+from zoo.activation import Activation
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import Count, Probability
 from zoo.head.base import HeadConfig
@@ -32,8 +33,12 @@ class Classifier(nn.Module):
         """How the tokens become one vector."""
         norm: Annotated[Config | None, Slot("norm", default="layer-norm", optional=True)] = None
         """A norm of the pooled vector."""
+        dense: Activation | None = None
+        """The non-linearity of one more linear layer, of the same width, between pool and scores (default: no such layer)."""
+        dense_dropout: Probability = 0.0
+        """Share of the values dropped in training before that layer."""
         dropout: Probability = 0.0
-        """Share of the pooled values dropped in training."""
+        """Share of the values dropped in training before the scores."""
         bias: bool = True
         """Whether the linear layer has a bias."""
         labels: list[str] | None = None
@@ -50,10 +55,15 @@ class Classifier(nn.Module):
         super().__init__()
         self.pool = make(config.pool, width=width)
         self.norm = make(config.norm, width=width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dense = kernel.Linear(width, width) if config.dense is not None else None
+        self.activation = config.dense
+        self.dense_dropout, self.dropout = nn.Dropout(config.dense_dropout), nn.Dropout(config.dropout)
         self.output = kernel.Linear(width, config.classes, config.bias) if config.classes else None
 
     def forward(self, x: Tensor, layout: Layout) -> dict[str, Tensor]:
         pooled = self.pool(x, layout)
-        pooled = self.dropout(pooled if self.norm is None else self.norm(pooled))
+        pooled = pooled if self.norm is None else self.norm(pooled)
+        if self.dense is not None and self.activation is not None:
+            pooled = kernel.activation(self.activation)(self.dense(self.dense_dropout(pooled)))
+        pooled = self.dropout(pooled)
         return {"logits": pooled if self.output is None else self.output(pooled)}

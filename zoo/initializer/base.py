@@ -50,6 +50,12 @@ class Initializer:
         """A learned token; `std` is the deviation that its own part asks for."""
         raise NotImplementedError
 
+    def table(self, table: Tensor, padding: int | None) -> None:
+        """The vectors of tokens or segments (number, width); that of the token `padding`, if there is one, is zero."""
+        self.token(table)
+        if padding is not None:
+            nn.init.zeros_(table[padding])
+
     def norm(self, module: nn.Module) -> None:
         """Weights one and biases zero."""
         for name, parameter in module.named_parameters(recurse=False):

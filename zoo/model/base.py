@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config, Slot
 from zoo.errors import InputError, did_you_mean, one_of
+from zoo.layout import Layout
 from zoo.registry import make
 
 CALL_ARGUMENTS = ("attention_mask", "output_hidden_states", "output_attentions")
@@ -111,14 +112,36 @@ def chosen(choice: Any, available: int, name: str) -> list[int]:
     return wanted
 
 
-def token_mask(attention_mask: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
-    """(batch, tokens) with 1 for real tokens, as a boolean (batch, 1, 1, tokens); None where all are real.
+def masked(layout: Layout, attention_mask: Tensor | None, shape: tuple[int, int]) -> Layout:
+    """The layout with what each token may attend to, of what the caller says and what texts are packed into a row.
+
+    Args:
+        attention_mask: (batch, tokens), 1 for real tokens; or whatever is to be masked, as (batch or 1, heads or 1, tokens,
+            tokens), true where a token may attend to another, or a float to be added to the scores.
+        shape: (batch, tokens).
 
     Raises:
-        InputError: a mask of another shape.
+        InputError: no mask, one of another shape, or a mask of scores for packed texts.
     """
-    if attention_mask is None:
-        return None
-    if tuple(attention_mask.shape) != shape:
-        raise InputError(f"attention_mask: expected shape {shape} (batch, tokens), got {tuple(attention_mask.shape)}")
-    return attention_mask.bool()[:, None, None, :]
+    mask, real = None, None
+    if attention_mask is not None and not isinstance(attention_mask, Tensor):
+        raise InputError(f"attention_mask: expected a tensor, got {type(attention_mask).__name__}")
+    if attention_mask is not None and attention_mask.ndim == 3 and attention_mask.shape[1] == layout.choices:
+        attention_mask = attention_mask.flatten(0, 1)
+    if attention_mask is not None and attention_mask.ndim == 4:
+        batch, tokens = shape
+        if attention_mask.shape[0] not in (1, batch) or tuple(attention_mask.shape[2:]) not in ((tokens, tokens), (1, tokens)):
+            wanted = f"({batch}, 1, {tokens}, {tokens})"
+            raise InputError(f"attention_mask: expected shape {shape} or {wanted}, got {tuple(attention_mask.shape)}")
+        mask = attention_mask if attention_mask.is_floating_point() else attention_mask.bool()
+    elif attention_mask is not None:
+        if tuple(attention_mask.shape) != shape:
+            raise InputError(f"attention_mask: expected shape {shape} (batch, tokens), got {tuple(attention_mask.shape)}")
+        real = attention_mask.bool()
+        mask = real[:, None, None, :]
+    if layout.texts is not None:
+        same = (layout.texts[:, :, None] == layout.texts[:, None, :])[:, None]
+        if mask is not None and mask.is_floating_point():
+            raise InputError("attention_mask: scores cannot be given beside sequence_ids; use a mask of true and false")
+        mask = same if mask is None else mask & same
+    return layout._replace(mask=mask, real=real, shared={})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import raise_problems
-from zoo.model.base import Model, ModelConfig, bind, chosen, token_mask
+from zoo.model.base import Model, ModelConfig, bind, chosen, masked
 from zoo.output import TransformerOutput
 from zoo.registry import make
 
@@ -43,13 +43,15 @@ class Transformer(Model):
             yield from within("embedding", self.embedding.problems(width=getattr(self.stack, "width")))
             yield from within("stack", self.stack.problems())
             if self.head is not None:
-                yield from within("head", self.head.problems(width=width, class_token=class_token))
+                vocabulary = getattr(self.embedding, "vocabulary", None)
+                context = {"width": width, "class_token": class_token, "vocabulary": vocabulary}
+                yield from within("head", self.head.problems(**context))
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.embedding = make(config.embedding, width=getattr(config.stack, "width"))
         self.stack = make(config.stack)
-        self.head = make(config.head, width=self.stack.width)
+        self.head = make(config.head, **head_context(config, self.stack.width))
 
     def forward(
         self,
@@ -62,9 +64,12 @@ class Transformer(Model):
         """Runs the model.
 
         Args:
-            inputs, named: what the embedding reads, by position or by name: `pixel_values`
-                (batch, channels, height, width), and its options (`interpolate_pos_encoding`).
-            attention_mask: (batch, tokens), 1 for tokens that may be attended to.
+            inputs, named: what the embedding reads, by position or by name, and its options: `pixel_values`
+                (batch, channels, height, width) and `interpolate_pos_encoding`, or `input_ids` (batch, tokens) and
+                `token_type_ids`, `position_ids`, `sequence_ids`.
+            attention_mask: (batch, tokens), 1 for tokens that may be attended to; or (batch, 1, tokens, tokens), true
+                where one token may attend to another, or a float to be added to the scores. A token that may attend
+                to none gets zeros from the attention.
             output_hidden_states: all states, or a list of those wanted: 0 is the embedding, n is
                 what the n-th block gives, negative numbers count from the last.
             output_attentions: attention weights of all layers, or of a list of layers from 0.
@@ -74,7 +79,7 @@ class Transformer(Model):
         """
         given = bind(inputs, named, self.embedding.inputs, self.embedding.options)
         x, layout = self.embedding(**given)
-        layout = layout._replace(mask=token_mask(attention_mask, (x.shape[0], x.shape[1])))
+        layout = masked(layout, attention_mask, (x.shape[0], x.shape[1]))
         depth = len(self.stack.layers)
         states = chosen(output_hidden_states, depth + 1, "output_hidden_states")
         maps = chosen(output_attentions, depth, "output_attentions")
@@ -85,3 +90,14 @@ class Transformer(Model):
             attentions=tuple(seen[index] for index in maps) if maps else None,
             **(self.head(x, layout) if self.head is not None else {}),
         )
+
+
+def head_context(config: Any, width: int) -> dict[str, Any]:
+    """What the head of a model's config is built with, of what it asks for."""
+    block = getattr(config.stack, "block", None)
+    known = {
+        "width": width,
+        "vocabulary": getattr(config.embedding, "vocabulary", None),
+        "norm": getattr(block, "norm", None),
+    }
+    return {name: known[name] for name in getattr(config.head, "context", ("width",))}

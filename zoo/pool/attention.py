@@ -46,9 +46,9 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         first = 0 if self.prefix else layout.prefix
-        mask = layout.mask if layout.mask is None else layout.mask[..., first:]
+        mask = None if layout.real is None else layout.real[:, None, None, first:]
         query = self.query.expand(len(x), -1, -1)
-        mixed, _ = self.attention(query, layout._replace(mask=mask), memory=x[:, first:])
+        mixed, _ = self.attention(query, layout._replace(mask=mask, shared=None), memory=x[:, first:])
         pooled: Tensor = (mixed + self.feedforward(self.norm(mixed)))[:, 0]
         return pooled
 

@@ -33,5 +33,5 @@ class TokenPool(nn.Module):
     def tokens(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """The tokens to pool (batch, tokens, width), and which are real (batch, tokens, 1) if some are not."""
         first = 0 if self.prefix else layout.prefix
-        real = None if layout.mask is None else layout.mask.expand(len(x), 1, 1, -1)[:, 0, 0, first:, None]
-        return x[:, first:], None if real is None else real.to(x.dtype)
+        real = layout.real
+        return x[:, first:], None if real is None else real[:, first:, None].to(x.dtype)

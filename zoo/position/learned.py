@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,6 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo import kernel
+from zoo.config import Problem
+from zoo.config.base import PositiveInt
 from zoo.errors import InputError
 from zoo.layout import Layout
 from zoo.position.base import PositionConfig
@@ -18,7 +22,8 @@ from zoo.position.base import PositionConfig
 class LearnedPosition(nn.Module):
     """A learned vector for each position, added to the tokens; resampled where images change size.
 
-    Paper: Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929, section 3.1 and appendix D.4.
+    Papers: Devlin et al. 2018, https://arxiv.org/abs/1810.04805;
+    Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929, section 3.1 and appendix D.4.
     Shapes: (batch, tokens, width) -> (batch, tokens, width).
     """
 
@@ -26,6 +31,8 @@ class LearnedPosition(nn.Module):
         """Config of `learned` positions."""
 
         type: Literal["learned"] = "learned"
+        length: PositiveInt | None = None
+        """How many positions of a text have a vector; images have as many as the embedding has tokens."""
         resample: Literal["bicubic", "bicubic-antialias"] = "bicubic"
         """How the table becomes that of another grid: plain bicubic in the table's own precision, or
         bicubic with an antialiasing filter in float32."""
@@ -35,24 +42,50 @@ class LearnedPosition(nn.Module):
         std: Annotated[float, Field(gt=0)] | None = None
         """Standard deviation of a fresh table (default: that of the model's initialisation)."""
 
-    def __init__(self, config: Config, *, width: int, length: int, grid: tuple[int, int] | None = None) -> None:
+        def problems(self, **context: Any) -> Iterator[Problem]:
+            if self.length is not None and context.get("grid") is not None:
+                yield ("length",), "images have as many positions as the embedding has tokens; leave it out"
+
+    def __init__(
+        self, config: Config, *, width: int, length: int, grid: tuple[int, int] | None = None, padding: int | None = None
+    ) -> None:
         super().__init__()
         self.config, self.grid, self.length = config, grid, length
+        self.padding = padding  # the position that padding has: its fresh vector is zero and gets no gradient
         self.table = nn.Parameter(torch.empty(length, width))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         return x + self.at(layout, x.shape[1])
 
     def at(self, layout: Layout, tokens: int) -> Tensor:
-        """The table for these tokens (tokens, width)."""
+        """The table for these tokens (tokens, width), or (batch, tokens, width) where each text has its own positions."""
+        if self.grid is None:
+            return self._of_text(layout.positions, tokens)
         if layout.grid is not None and layout.resample and self._differs(layout.grid, tokens):
             return resample(self.table, self._trained_grid(layout.prefix), layout.grid, layout.prefix, self.config)
         if tokens != self.length:
             raise InputError(f"{tokens} tokens, but the position table has {self.length} rows")
         return self.table
 
+    def _of_text(self, positions: Tensor | None, tokens: int) -> Tensor:
+        if positions is None:
+            last = tokens - 1
+        elif positions.numel() and kernel.readable(positions):
+            last = int(positions.max())
+            if int(positions.min()) < 0:
+                raise InputError(f"position_ids: {int(positions.min())} is no position; the first is 0")
+        else:
+            last = -1
+        if last >= self.length:
+            raise InputError(f"position {last} is beyond the table of {self.length} learned positions")
+        if positions is None:
+            return self.table[:tokens]
+        return functional.embedding(positions, self.table, padding_idx=self.padding)
+
     def initialize(self, init: Any) -> None:
         init.position(self.table, self.config.std)
+        if self.padding is not None:
+            nn.init.zeros_(self.table[self.padding])
 
     def adapted(self, name: str, table: Tensor, source: LearnedPosition) -> tuple[Tensor, str] | None:
         """A trained table of another grid as one of ours; None where the tokens in front differ."""

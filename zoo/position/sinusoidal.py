@@ -28,7 +28,15 @@ class SinusoidalPosition(nn.Module):
         order: Literal["interleaved", "halves"] = "interleaved"
         """Sine and cosine of a frequency side by side (the paper), or all sines before all cosines."""
 
-    def __init__(self, config: Config, *, width: int, length: int, grid: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        width: int,
+        length: int | None = None,
+        grid: tuple[int, int] | None = None,
+        padding: int | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.width = config, width
 
@@ -36,16 +44,17 @@ class SinusoidalPosition(nn.Module):
         return x + self.at(layout, x.shape[1], x.device).to(x.dtype)
 
     def at(self, layout: Layout, tokens: int, device: Any = None) -> Tensor:
-        """The table of the first `tokens` positions (tokens, width), rounded to float32."""
+        """The vectors of these tokens, (tokens, width) or (batch, tokens, width), rounded to float32."""
         # angles in float64: in less, positions of some thousands already lose digits
-        position = torch.arange(tokens, dtype=torch.float64, device=device)[:, None]
+        first = torch.arange(tokens, dtype=torch.float64, device=device)
+        position = (first if layout.positions is None else layout.positions.to(torch.float64))[..., None]
         exponent = torch.arange(0, self.width, 2, dtype=torch.float64, device=device) / self.width
         angle = position / self.config.base**exponent
-        sine, cosine = angle.sin(), angle.cos()[:, : self.width // 2]
+        sine, cosine = angle.sin(), angle.cos()[..., : self.width // 2]
         if self.config.order == "halves":
-            return torch.cat([sine, cosine], dim=1).float()
-        table = torch.empty(tokens, self.width, dtype=torch.float64, device=device)
-        table[:, 0::2], table[:, 1::2] = sine, cosine
+            return torch.cat([sine, cosine], dim=-1).float()
+        table = torch.empty(*angle.shape[:-1], self.width, dtype=torch.float64, device=device)
+        table[..., 0::2], table[..., 1::2] = sine, cosine
         return table.float()
 
     def extra_repr(self) -> str:

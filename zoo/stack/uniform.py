@@ -14,8 +14,9 @@ from zoo.config.base import PositiveInt, Probability, raise_problems
 from zoo.config.merge import difference, merge
 from zoo.config.messages import found
 from zoo.layout import Layout
-from zoo.registry import make
+from zoo.registry import make, part
 from zoo.stack.base import StackConfig
+from zoo.stack.padding import with_padding, without_padding
 
 BLOCK = Slot("block", default="residual")
 Change = Annotated[dict[str, Any], WithJsonSchema({"x-slot": "block", "x-optional": False})]
@@ -41,6 +42,10 @@ class UniformStack(nn.Module):
         """Share of examples for which the last block's branches are dropped in training; it grows from 0 linearly."""
         final_norm: Annotated[Config | None, Slot("norm", default="layer-norm", optional=True)] = None
         """The norm after the last block."""
+        padding: Literal["compute", "skip"] = "compute"
+        """Whether tokens of padding are computed like all others, as references do, or left out. Then their vectors are
+        zero behind the stack, those of real tokens stay the same, and a batch of uneven texts takes the time of its
+        real tokens alone. It is computed all the same where hidden states or attention weights are asked for."""
 
         @field_validator("pattern")
         @classmethod
@@ -72,6 +77,12 @@ class UniformStack(nn.Module):
                 yield from within("pattern", within(number, block.problems(**context)))
             if self.final_norm is not None:
                 yield from within("final_norm", self.final_norm.problems(**context))
+            for block in self.blocks() if self.padding == "skip" else []:
+                attention = getattr(block, "attention", None)
+                if attention is None or not part("attention", attention.type).skips_padding:
+                    kind = getattr(attention, "type", "none")
+                    yield ("padding",), f"attention {kind!r} cannot leave padding out; use padding: compute"
+                    return
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -83,6 +94,7 @@ class UniformStack(nn.Module):
         )
         self.final_norm = make(config.final_norm, width=config.width)
         self.checkpointing = False
+        self.skips_padding = config.padding == "skip"
 
     def forward(
         self, x: Tensor, layout: Layout, *, hidden_states: Collection[int] = (), attentions: Collection[int] = ()
@@ -97,6 +109,17 @@ class UniformStack(nn.Module):
             The normed output, the wanted states (not normed) and the wanted attention weights. What
             was not asked for is not kept.
         """
+        if self.skips_padding and not hidden_states and not attentions and not watched(self):
+            packed = without_padding(x, layout)
+            if packed is not None:
+                shape, (inner, own, places) = (x.shape[0], x.shape[1]), packed
+                y, _, _ = self._run(inner, own, (), ())
+                return with_padding(y, places, shape), {}, {}
+        return self._run(x, layout, hidden_states, attentions)
+
+    def _run(
+        self, x: Tensor, layout: Layout, hidden_states: Collection[int], attentions: Collection[int]
+    ) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
         states, seen = ({0: x} if 0 in hidden_states else {}), {}
         for number, layer in enumerate(self.layers):
             if self.checkpointing and self.training:
@@ -108,3 +131,8 @@ class UniformStack(nn.Module):
             if weights is not None:
                 seen[number] = weights
         return (x if self.final_norm is None else self.final_norm(x)), states, seen
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether somebody looks at attention weights, which are formed for whole batches only."""
+    return any(getattr(each, "watched", False) for each in module.modules())

@@ -19,9 +19,9 @@ class Seen(NamedTuple):
     output: Tensor
 
 
-def error(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference as a share of the largest value; infinite where shapes or NaNs disagree."""
-    if ours.shape != theirs.shape:
+def error(ours: Tensor | None, theirs: Tensor) -> float:
+    """The largest difference as a share of the largest value; infinite where there is none, or shapes or NaNs disagree."""
+    if ours is None or ours.shape != theirs.shape:
         return float("inf")
     difference, scale = (ours.double() - theirs.double()).abs().max(), theirs.double().abs().max()
     value = float(difference / scale) if scale > 0 else float(difference)
@@ -29,7 +29,10 @@ def error(ours: Tensor, theirs: Tensor) -> float:
 
 
 def pairs(taps: tuple[tuple[str, str], ...], theirs: nn.Module, ours: nn.Module, depth: int) -> dict[str, str]:
-    """Our module's name to theirs, in the order of computation, for the modules that both have."""
+    """Our module's name to theirs, in the order of computation, for the modules that both have.
+
+    Theirs may be `A > B`, where no single module does what ours does: what A is given, and what B gives.
+    """
     found: dict[str, str] = {}
     numbered = [tap for tap in taps if "{n}" in tap[1]]
     first = list(taps[: taps.index(numbered[0])]) if numbered else list(taps)
@@ -37,25 +40,40 @@ def pairs(taps: tuple[tuple[str, str], ...], theirs: nn.Module, ours: nn.Module,
     layers = [tuple(name.replace("{n}", str(layer)) for name in tap) for layer in range(depth) for tap in numbered]
     modules = dict(theirs.named_modules()), dict(ours.named_modules())
     for their_name, our_name in [*first, *layers, *last]:
-        bare = their_name.partition(".")[2]  # without the prefix, where the body is the whole model
-        name = their_name if their_name in modules[0] else bare if bare and bare in modules[0] else None
-        if name is not None and our_name in modules[1]:
-            found[our_name] = name
+        names = [_present(name, modules[0]) for name in their_name.split(" > ")]
+        if all(names) and our_name in modules[1]:
+            found[our_name] = " > ".join(name for name in names if name)
     return found
+
+
+def _present(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The name, or the name without its prefix where the body is the whole model, if there is such a module."""
+    return next((each for each in (name, name.partition(".")[2]) if each and each in modules), None)
 
 
 @contextmanager
 def recording(model: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str, Seen]]:
     """Within it, each module that `names` points to notes its call under its key."""
     seen: dict[str, Seen] = {}
+    given: dict[str, tuple[Any, ...]] = {}
 
-    def note(key: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            seen[key] = Seen(args, _first(output))
+    def note_inputs(key: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            given[key] = args or tuple(named.values())
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(note(key)) for key, name in names.items()]
+    def note(key: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            seen[key] = Seen(given[key], _first(output))
+
+        return hook
+
+    handles: list[Any] = []
+    for key, name in names.items():
+        first, last = model.get_submodule(name.split(" > ")[0]), model.get_submodule(name.split(" > ")[-1])
+        handles.append(first.register_forward_pre_hook(note_inputs(key), with_kwargs=True))
+        handles.append(last.register_forward_hook(note(key)))
     try:
         yield seen
     finally:

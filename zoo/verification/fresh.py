@@ -30,7 +30,7 @@ def fresh_differences(library: Library, config: Any, seed: int) -> list[str]:
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
         ours = fresh(small, "cpu", torch.float32)
-        library.save(library.build(values), Path(folder))
+        library.save(library.build(values, small), Path(folder))
         theirs = read_as_ours(family, ours, Path(folder))
         return [name for name, tensor in theirs.items() if not _alike(tensor, ours.get_parameter(name))]
 

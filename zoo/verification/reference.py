@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from zoo.errors import WeightsError
 from zoo.extras import require
+from zoo.output import TransformerOutput
+
+ANSWERS = tuple(name for name in TransformerOutput._fields if name not in ("hidden_states", "attentions"))
 
 
 class Library(ABC):
@@ -29,8 +33,8 @@ class Library(ABC):
         """The installed version."""
 
     @abstractmethod
-    def build(self, values: Mapping[str, Any]) -> nn.Module:
-        """A fresh model for a `config.json` with these values."""
+    def build(self, values: Mapping[str, Any], config: Any) -> nn.Module:
+        """A fresh model for a `config.json` with these values, written for our `config`."""
 
     @abstractmethod
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -59,12 +63,13 @@ class Transformers(Library):
     def version(self) -> str:
         return str(self.library.__version__)
 
-    def build(self, values: Mapping[str, Any]) -> nn.Module:
+    def build(self, values: Mapping[str, Any], config: Any) -> nn.Module:
         cls = getattr(self.library, values["architectures"][0])
-        config = cls.config_class.from_dict(dict(values))
-        config._attn_implementation = "sdpa"
-        bare = values["architectures"][0].endswith("Model") and "pooler_act" not in values
-        model: nn.Module = cls(config, add_pooling_layer=False) if bare else cls(config)
+        theirs = cls.config_class.from_dict(dict(values))
+        theirs._attn_implementation = "sdpa"
+        # whether a model has a pooler is no field of theirs
+        bare = config.head is None and "add_pooling_layer" in inspect.signature(cls.__init__).parameters
+        model: nn.Module = cls(theirs, add_pooling_layer=False) if bare else cls(theirs)
         return model
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -86,7 +91,7 @@ class Transformers(Library):
 
     def call(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         output = model(**inputs)
-        return {name: output[name] for name in ("last_hidden_state", "pooler_output", "logits") if output.get(name) is not None}
+        return {name: output[name] for name in ANSWERS if output.get(name) is not None}
 
 
 class Timm(Library):
@@ -102,7 +107,7 @@ class Timm(Library):
     def version(self) -> str:
         return str(self.library.__version__)
 
-    def build(self, values: Mapping[str, Any]) -> nn.Module:
+    def build(self, values: Mapping[str, Any], config: Any) -> nn.Module:
         args = dict(values.get("model_args") or {})
         overlay = {k: tuple(v) if isinstance(v, list) else v for k, v in values["pretrained_cfg"].items()}
         model: nn.Module = self.library.create_model(values["architecture"], pretrained_cfg_overlay=overlay, **args)

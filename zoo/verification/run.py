@@ -82,7 +82,7 @@ def verify(
             exchanged = [f"{path} is {new!r} instead of {old!r}" for path, old, new in differing_fields(base, ours)]
             comparison = Comparison(library.name, library.version, exchanged)
             with tempfile.TemporaryDirectory() as folder:
-                for number, saved in enumerate(_references(library, family, values, stored, Path(folder), seed, tell)):
+                for number, saved in enumerate(_references(library, family, values, base, stored, Path(folder), seed, tell)):
                     tell(f"comparing with {library_name}, weights {number + 1}")
                     batches = cases(base, library_name, seed, examples=1 if large else 2)
                     comparison.cases = comparison.cases or list(batches)
@@ -129,7 +129,9 @@ def _stored(target: Any) -> str | Path | None:
     from zoo.config.source import pretrained
     from zoo.presets import list_models
 
-    return str(target) if str(target) in pretrained() or ("/" in str(target) and str(target) not in list_models()) else None
+    if str(target) in list_models():
+        return None  # a preset of this name needs no download; `weights` says that the pretrained ones are meant
+    return str(target) if str(target) in pretrained() or "/" in str(target) else None
 
 
 def _configs(target: Any, overrides: Mapping[str, Any] | None, stored: str | Path | None) -> tuple[Any, Any]:
@@ -137,10 +139,14 @@ def _configs(target: Any, overrides: Mapping[str, Any] | None, stored: str | Pat
     if stored is not None:
         found = locate(stored)
         return validate(found.fields, found.place), validate(merge_overrides(found.fields, overrides), found.place)
-    ours = resolve(target, overrides)
-    base = resolve(target)
+    ours: Any = resolve(target, overrides)
+    base: Any = resolve(target)
     if not _expressible(base):
         base = resolve_unchanged(target) or base
+    if getattr(base.head, "type", None) != getattr(ours.head, "type", None):
+        # another head answers another question: the reference has it too, if it knows such a model
+        other = validate(merge_overrides(base.model_dump(), {"head": ours.head and ours.head.model_dump()}))
+        base = other if _expressible(other) else base
     return base, ours
 
 
@@ -155,7 +161,14 @@ def _expressible(config: Any) -> bool:
 
 
 def _references(
-    library: Library, family: Family, values: dict[str, Any], stored: Any, folder: Path, seed: int, tell: Callable[[str], None]
+    library: Library,
+    family: Family,
+    values: dict[str, Any],
+    config: Any,
+    stored: Any,
+    folder: Path,
+    seed: int,
+    tell: Callable[[str], None],
 ) -> Iterator[Path]:
     """Folders that the library itself saved: one for each scale of weights, or one with the stored weights."""
     if stored is not None:
@@ -169,7 +182,7 @@ def _references(
         return
     for number, scale in enumerate(SCALES):
         tell(f"building the reference of {library.name}")
-        fresh = library.build(values).double()
+        fresh = library.build(values, config).double()
         redraw(fresh, scale, seed + number)
         library.save(fresh, folder / f"scale-{scale}")
         del fresh
@@ -268,8 +281,9 @@ def _gradients(library: Library, pair: Pair, batches: Batches, result: Compariso
     losses = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
     for name, answer in answers.items():
         direction = torch.randn(answer.shape, generator=generator, dtype=torch.float64)
-        losses[0] = losses[0] + (answer * direction).sum()
-        losses[1] = losses[1] + (mine[name] * direction).sum()
+        if mine[name] is not None:
+            losses[0] = losses[0] + (answer * direction).sum()
+            losses[1] = losses[1] + (mine[name] * direction).sum()
     losses[0].backward()
     losses[1].backward()
     values = [parameter.data for parameter in theirs.parameters()]

@@ -24,11 +24,17 @@ def shrink(config: Any, depth: int = 2, head_size: int = 8) -> Any:
     for feedforward in _named(fields, "feedforward"):
         if feedforward.get("hidden") is not None:
             feedforward["hidden"] = max(8, feedforward["hidden"] * stack["width"] // width)
-    patch = tuple(min(side, 4) for side in embedding["patch_size"])
-    embedding["image_size"] = tuple(
-        min(size // old, 5) * new for size, old, new in zip(embedding["image_size"], embedding["patch_size"], patch)
-    )
-    embedding["patch_size"] = patch
+    if embedding["type"] == "patch":
+        patch = tuple(min(side, 4) for side in embedding["patch_size"])
+        embedding["image_size"] = tuple(
+            min(size // old, 5) * new for size, old, new in zip(embedding["image_size"], embedding["patch_size"], patch)
+        )
+        embedding["patch_size"] = patch
+    if embedding["type"] == "tokens":
+        embedding["vocabulary"] = min(embedding["vocabulary"], max(61, (embedding["padding"] or 0) + 1))
+        if (embedding["position"] or {}).get("length") is not None:
+            first = (embedding["padding"] or 0) + 1 if embedding["count"] == "unpadded" else 0
+            embedding["position"]["length"] = min(embedding["position"]["length"], first + 40)
     head = fields["head"]
     if head is not None and head.get("classes"):
         head["classes"] = min(head["classes"], 7)

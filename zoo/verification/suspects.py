@@ -15,6 +15,7 @@ from zoo.config import Config
 from zoo.config.base import slot_of
 from zoo.errors import ZooError
 from zoo.layout import Layout
+from zoo.model.transformer import head_context
 from zoo.registry import make
 from zoo.verification.compare import Seen, error, fed
 from zoo.verification.report import TOLERANCE
@@ -53,8 +54,10 @@ def suspects(model: Any, name: str, seen: Seen, layout: Layout, inputs: Mapping[
 def _config_at(model: Any, name: str) -> tuple[Any, str, dict[str, Any]]:
     """The config of a module, its path, and what the part is built with beside it."""
     config, width = model.config, {"width": model.stack.width}
-    if name in ("embedding", "head"):
-        return getattr(config, name), name, width
+    if name == "head" and config.head is not None:
+        return config.head, name, head_context(config, model.stack.width)
+    if name == "embedding":
+        return config.embedding, name, width
     if name == "stack.final_norm":
         return config.stack.final_norm, name, width
     match = re.fullmatch(r"stack\.layers\.(\d+)(?:\.(\w+))?", name)
