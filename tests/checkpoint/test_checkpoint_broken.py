@@ -78,7 +78,7 @@ def test_a_file_cut_short_is_an_error(folder: Path, length: int) -> None:
         ("[]", "expected a JSON object"),
         ("3", "expected a JSON object"),
         ("{}", "models of type 'unnamed' are not supported"),
-        ('{"model_type": "bert"}', "models of type 'bert'"),
+        ('{"model_type": "gpt_neo"}', "models of type 'gpt_neo'"),
         ('{"model_type": ["vit"]}', "not supported"),
         ('{"model_type": "vit", "model_type2": 3}', "model_type2"),
         ("[" * 100_000, "config.json"),

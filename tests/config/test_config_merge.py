@@ -188,3 +188,11 @@ def test_a_difference_laid_over_its_base_gives_the_change(overrides: dict[str, A
     change = difference(base, changed, MODEL)
     assert zoo.get_config(merge(base, change, MODEL)) == changed
     assert difference(base, base, MODEL) == {}
+
+
+def test_names_of_classes_go_with_their_number() -> None:
+    named = zoo.get_config("vit-tiny", {"head.classes": 2, "head.labels": ["cat", "dog"]})
+    assert zoo.get_config(named, {"head.classes": 3}).head.labels is None
+    assert zoo.get_config(named, {"head.classes": 2}).head.labels == ["cat", "dog"]
+    assert zoo.get_config(named, {"head": {"classes": 1, "labels": ["cow"]}}).head.labels == ["cow"]
+    assert zoo.get_config(named, {"head.dropout": 0.1}).head.labels == ["cat", "dog"]

@@ -1,4 +1,4 @@
-"""Finding weights: a folder, a Lightning checkpoint, a pretrained name, a Hub id."""
+"""Finding weights: a folder, a Lightning checkpoint, a folder within an installed package, a pretrained name, a Hub id."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from zoo.checkpoint.family import Family
 from zoo.checkpoint.tensors import Stored, open_folder, open_pickle
 from zoo.config.source import pretrained
 from zoo.errors import ConfigError, UnknownNameError, WeightsError, did_you_mean, one_of
+from zoo.presets import list_models
+from zoo.resources import packaged
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FORMAT = "zoo"
@@ -51,7 +53,7 @@ def locate(source: str | Path) -> Found:
         UnknownNameError: neither a folder, a checkpoint, a pretrained name nor a Hub id.
         WeightsError, ConfigError: what lies there cannot be read.
     """
-    path = Path(source)
+    path = packaged(source)
     if path.is_dir():
         return _open_distributed(path) if sharded.is_distributed(path) else _open(path)
     if path.is_file():
@@ -64,12 +66,16 @@ def locate(source: str | Path) -> Found:
         return _open(download(names[name]))
     if _HUB_ID.fullmatch(name) and not name.startswith(".") and not path.parent.is_dir():
         return _open(download(name))
+    if name in list_models():
+        own = [each for each in names if each.startswith(f"{name}.")]
+        weights = f"; its pretrained weights are {one_of(own)[7:]}" if own else ""
+        raise UnknownNameError(f"{name!r} is a preset, which has no weights: zoo.build makes it with fresh ones{weights}")
     hint = did_you_mean(name, names) or f"; pretrained names are {one_of(names)[7:]}"
     raise UnknownNameError(f"{name!r} is no folder, .ckpt file, pretrained name or Hub id{hint}")
 
 
 def download(hub_id: str) -> Path:
-    """The local copy of a repository of the Hub: configs and weights only.
+    """The local copy of a repository of the Hub: weights, and what JSON says of model, images and tokens.
 
     Raises:
         WeightsError: it cannot be had, or the Hub not be reached.
@@ -78,7 +84,8 @@ def download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     repository, _, revision = hub_id.partition("@")
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    wanted = ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
+    wanted += ["*.safetensors", "*.safetensors.index.json"]
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
         if not any(folder.glob("*.safetensors")):

@@ -24,6 +24,9 @@ class Config(BaseModel):
     kind: ClassVar[str] = ""
     """The registry page that parts with such a config stand on."""
 
+    follows: ClassVar[Mapping[str, str]] = {}
+    """Fields that lose their meaning where another one is overridden: `{"labels": "classes"}`."""
+
     @classmethod
     def label(cls) -> str:
         """How messages call this config: `attention 'local'`."""

@@ -14,7 +14,8 @@ def merge(base: Any, change: Any, slot: Slot) -> Any:
     """`change` laid over `base`, both being what stands in `slot` (a mapping, a name, or nothing).
 
     Mappings merge field by field. Where `change` names another type of part, the fields that both
-    types share (those of their nearest common config class) are kept and the rest is dropped.
+    types share (those of their nearest common config class) are kept and the rest is dropped. So is a field
+    that follows from one that changes (`Config.follows`), unless the change states it too.
     A list is replaced as a whole, or changed at single places by a mapping with numbers as keys.
     """
     base, change = _fields(base, slot), _fields(change, slot)
@@ -94,6 +95,9 @@ def _merge_fields(base: Mapping[str, Any], change: Mapping[str, Any], cls: type[
             merged[name] = _merge_items(name, merged[name], value)
         else:
             merged[name] = value
+    for name, cause in getattr(cls, "follows", {}).items():
+        if cause in change and name not in change and change[cause] != base.get(cause):
+            merged.pop(name, None)
     return merged
 
 

@@ -44,6 +44,8 @@ class Classifier(nn.Module):
         labels: list[str] | None = None
         """What the classes are called; without names they are numbers."""
 
+        follows = {"labels": "classes"}
+
         def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
             if self.labels is not None and len(self.labels) != self.classes:
                 yield ("labels",), f"{len(self.labels)} names for {self.classes} classes"

@@ -32,6 +32,8 @@ class TokenClassifier(nn.Module):
         labels: list[str] | None = None
         """What the classes are called; without names they are numbers."""
 
+        follows = {"labels": "classes"}
+
         def problems(self, **context: Any) -> Iterator[Problem]:
             if self.labels is not None and len(self.labels) != self.classes:
                 yield ("labels",), f"{len(self.labels)} names for {self.classes} classes"

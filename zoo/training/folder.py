@@ -34,6 +34,11 @@ class Claim(NamedTuple):
     checkpoint: Path | None
     """What an unfinished run is resumed from."""
 
+    def abandon(self) -> None:
+        """Gives the folder up where nothing worth keeping came into it: a run that never began blocks no other one."""
+        if self.checkpoint is None and not (self.work / LAST).exists():
+            shutil.rmtree(self.work, ignore_errors=True)
+
     def finish(self) -> Path:
         """Puts what was written in its place; only now the former run goes."""
         if self.work != self.goal:
