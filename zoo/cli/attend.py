@@ -1,4 +1,4 @@
-"""`zoo attend`: a picture of who attends to whom."""
+"""`zoo attend`: a picture of who attends to whom, in an image or a text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def attend(
     model: Annotated[str, typer.Argument(help="A folder, a run, a checkpoint, a Hub id, or a preset (with fresh weights).")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="An image file, or a test image of data: digits:17.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="An image file, a test image of data (digits:17), or a text.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The picture: a .png, .pdf or .svg file.")],
     layers: Annotated[str | None, typer.Option(help="Which, as in 0,5,-1; by default all.")] = None,
     heads: Annotated[str, typer.Option(help="Which, as in 0,1; all; or mean, the mean over all of them.")] = "mean",
@@ -29,36 +29,43 @@ def attend(
     std: Annotated[str | None, typer.Option(help="What they are then divided by.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Draw who attends to whom in an image: attention weights, and attention rollout."""
+    """Draw who attends to whom, in an image or a text: attention weights, and attention rollout."""
     from zoo.cli.progress import telling
 
     with telling(quiet=as_json) as tell:
         tell("reading the model")
-        from zoo.inspect.picture import check_path, over_image
+        from zoo.api import attend as look
+        from zoo.inspect.picture import check_path, over_image, over_tokens, token_maps
 
         check_path(Path(output))
         shown_layers = None if layers is None else _numbers("--layers", layers)
         shown_heads: Any = heads if heads == "mean" else None if heads == "all" else _numbers("--heads", heads)
         opened, name, folder, fresh = _opened(model)
         embedding = getattr(opened.config, "embedding", None)
-        picture = _picture(source, opened.config, folder, mean, std)
-        whose, number = _token(token, embedding)
-        tell("looking")
-        from zoo.api import attend as look
-
-        inputs: dict[str, Any] = {"pixel_values": picture.pixels.to(opened.device)}
-        if tuple(picture.pixels.shape[2:]) != tuple(getattr(embedding, "image_size", ())):
-            inputs["interpolate_pos_encoding"] = True
-        seen = look(opened, inputs, layers=shown_layers, heads=shown_heads, rollout=rollout)
-        if number is not None:
-            number = _in_range(number, seen)
-            whose = f"the framed patch (token {number})" if number >= seen.prefix else whose
-        tell("drawing")
-        label = "" if picture.label is None else f" (a {picture.label})"
-        answer = " (fresh weights: nothing is learned)" if fresh else _answer(seen.output, opened.config)
-        what = f"{name}{answer} on {picture.title}{label}" if fresh else f"{name} on {picture.title}{label}{answer}"
-        title = f"{what}\nattention of {whose}"
-        path = over_image(seen, picture.shown, output, token=number, title=title)
+        number = None
+        if getattr(embedding, "type", None) == "tokens":
+            words, inputs = _text(opened, model, source)
+            tell("looking")
+            seen = look(opened, inputs, layers=shown_layers, heads=shown_heads, rollout=rollout)
+            tell("drawing")
+            title = name + (" (fresh weights: nothing is learned)" if fresh else "")
+            path = over_tokens(token_maps(seen), words, output, title=title)
+        else:
+            picture = _picture(source, opened.config, folder, mean, std)
+            whose, number = _token(token, embedding)
+            tell("looking")
+            inputs = {"pixel_values": picture.pixels.to(opened.device)}
+            if tuple(picture.pixels.shape[2:]) != tuple(getattr(embedding, "image_size", ())):
+                inputs["interpolate_pos_encoding"] = True
+            seen = look(opened, inputs, layers=shown_layers, heads=shown_heads, rollout=rollout)
+            if number is not None:
+                number = _in_range(number, seen)
+                whose = f"the framed patch (token {number})" if number >= seen.prefix else whose
+            tell("drawing")
+            label = "" if picture.label is None else f" (a {picture.label})"
+            answer = " (fresh weights: nothing is learned)" if fresh else _answer(seen.output, opened.config)
+            what = f"{name}{answer} on {picture.title}{label}" if fresh else f"{name} on {picture.title}{label}{answer}"
+            path = over_image(seen, picture.shown, output, token=number, title=f"{what}\nattention of {whose}")
     if fresh:
         print(f"zoo: {name}: its weights are fresh, so the picture shows nothing that was learned", file=sys.stderr)
     if as_json:
@@ -95,6 +102,18 @@ def _opened(source: str) -> tuple[Any, str, Path | None, bool]:
     name = home.parent.name if home.name == "model" else home.name
     # beside a checkpoint of a run there may be the folder of its model
     return model, name if path.exists() else source, place if place.is_dir() else place.parent / "model", False
+
+
+def _text(model: Any, source: str, text: str) -> tuple[list[str], dict[str, Any]]:
+    """The tokens of a text, and the inputs of a model that reads texts."""
+    from zoo.errors import InputError
+    from zoo.training.texts import batch_of, longest, tokenizer_of
+
+    if not text.strip():
+        raise InputError("INPUT: the text is empty")
+    tokenizer = tokenizer_of(model, source)
+    ids = tokenizer.encode(text, longest(model))
+    return [tokenizer.token(number) for number in ids], batch_of([ids], tokenizer.padding, model.device)
 
 
 def _picture(source: str, config: Any, folder: Path | None, mean: str | None, std: str | None) -> Picture:
