@@ -39,7 +39,7 @@ RUN: dict[str, Any] = {
         "head": {"classes": 10},
     },
     "data": {"type": "digits", "batch_size": 128, "validation": 0.1},
-    "trainer": {"max_epochs": 2, "accelerator": "cpu", "limit_train_batches": 4},
+    "trainer": {"max_epochs": 1, "accelerator": "cpu", "limit_train_batches": 6},
 }
 LONG: dict[str, Any] = {"optimizer": {"schedule": "constant"}, "trainer.max_epochs": 2, "trainer.limit_train_batches": 2}
 

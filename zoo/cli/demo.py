@@ -28,7 +28,9 @@ def demo(
         from zoo.training.run import resolve_run
         from zoo.training.session import run
 
-        config = resolve_run("vit-tiny-digits", {**parse_overrides(overrides or []), "folder": folder})
+        # one device is enough; with several, Lightning would start the whole demo once for each
+        change = {"trainer.devices": 1, **parse_overrides(overrides or []), "folder": folder}
+        config = resolve_run("vit-tiny-digits", change)
     say("1. training: a ViT-Ti with fewer layers on 8 x 8 pixel digits (configs/train/vit-tiny-digits.yaml)")
     result = run(config, overwrite=True, progress=not as_json)
 

@@ -54,9 +54,6 @@ def shard(model: nn.Module, mesh: Any) -> None:
         _divide(model, tensor)
     if data.size() > 1:
         _shard_fully(model, data)
-    elif tensor.size() > 1:
-        for parameter in filter(lambda each: each.requires_grad, model.parameters()):
-            parameter.register_post_accumulate_grad_hook(_sum_up)  # FSDP does so itself
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -99,6 +96,14 @@ def _misfits(place: str, held: Any, way: str, processes: int) -> Iterator[str]:
             yield f"{place}: only a linear layer is divided by {way}s, not {type(held).__name__}"
         elif (size := held.out_features if way == "column" else held.in_features) % processes:
             yield f"{place}: {size} {way}s cannot be divided evenly among {processes} processes"
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Makes gradients whole of which each process has a summand, as of a norm of heads; to be called after each backward."""
+    for parameter in model.parameters():
+        gradient: Any = parameter.grad
+        if _is_distributed(gradient) and any(placement.is_partial() for placement in gradient.placements):
+            parameter.grad = gradient.redistribute(placements=getattr(parameter, "placements"))
 
 
 def one_mesh_each(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -179,13 +184,6 @@ def _shard_fully(model: nn.Module, mesh: Any) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def _sum_up(parameter: torch.Tensor) -> None:
-    """Makes a gradient whole of which each process has a summand."""
-    gradient: Any = parameter.grad
-    if _is_distributed(gradient) and any(placement.is_partial() for placement in gradient.placements):
-        parameter.grad = gradient.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
-
-
 def _is_distributed(tensor: Any) -> bool:
     return hasattr(tensor, "device_mesh")  # that is, a torch DTensor
 
@@ -194,4 +192,4 @@ def _nothing(*_: Any) -> None:
     return None
 
 
-__all__ = ["FUSED", "WAYS", "clip_gradients", "is_sharded", "misfits", "one_mesh_each", "shard"]
+__all__ = ["FUSED", "WAYS", "clip_gradients", "is_sharded", "misfits", "one_mesh_each", "shard", "sum_gradients"]
