@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bert_helpers import SIZES, family_of
 
 VIT = {
     "hidden_size": 24,
@@ -52,6 +53,28 @@ def timm_folder(redraw: Callable[..., Any], tmp_path: Path) -> Callable[..., Any
         model = redraw(timm.create_model(name, **given).double()).eval()
         folder = tmp_path / f"timm-{len(list(tmp_path.iterdir()))}"
         timm.models.save_for_hf(model, folder, safe_serialization=True)
+        return model, folder
+
+    return make
+
+
+@pytest.fixture
+def saved(redraw: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """A function that makes a model of transformers, in float64, and the folder that it saves itself into."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+    def make(cls: str = "BertModel", options: dict[str, Any] | None = None, **fields: Any) -> tuple[Any, Path]:
+        kind = getattr(transformers, cls)
+        config = kind.config_class(**{**SIZES[family_of(cls)], **fields})
+        config._attn_implementation = "sdpa"
+        torch.manual_seed(0)
+        model = redraw(kind(config, **(options or {})).double()).eval()
+        folder = tmp_path / f"hf-{len(list(tmp_path.iterdir()))}"
+        model.save_pretrained(folder)
         return model, folder
 
     return make

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zoo import kernel
 from zoo.attention.base import Attention, AttentionConfig
+from zoo.errors import InputError
 from zoo.kernel.weights import attention_weights, mixed
 from zoo.layout import Layout
 
@@ -29,6 +30,8 @@ class FullAttention(Attention):
     skips_padding: ClassVar[bool] = True
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
+        if layout.mask is not None and layout.mask.shape[1] not in (1, query.shape[1]):
+            raise InputError(f"attention_mask: for {layout.mask.shape[1]} heads, but there are {query.shape[1]}")
         options: dict[str, Any] = {"mask": layout.mask, "causal": self.causal, "scale": self.scale}
         dropout = self.dropout if self.training else 0.0
         if layout.lengths is not None:

@@ -101,11 +101,11 @@ class Wanted:
         """Raises unless the part in a slot has one of these types."""
         self.expect(path, None if part is None else part.type, *types)
 
-    def training_only(self, path: str, value: float) -> None:
-        """Warns of a field that only acts in training and that theirs cannot say."""
-        if value:
+    def training_only(self, path: str, value: float, theirs: float = 0.0) -> None:
+        """Warns of a value that only acts in training and that theirs cannot say: there it is `theirs`."""
+        if value != theirs:
             warnings.warn(
-                f"{path}: {self.family} has no such field, so {value} is left out; it only acts in training", stacklevel=3
+                f"{path}: {self.family} cannot say it, so {value} becomes {theirs}; it only acts in training", stacklevel=3
             )
 
     def equal(self, path: str, value: Any, other: str, expected: Any) -> None:

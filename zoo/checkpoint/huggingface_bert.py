@@ -132,8 +132,7 @@ class HuggingFaceBert(Family):
         block = check_post_norm_stack(wanted, stack, norm)
         attention, feedforward = block.attention, block.feedforward
         wanted.expect("stack.block.attention_output_dropout", block.attention_output_dropout, None, block.dropout)
-        if embedding.dropout != block.dropout:
-            wanted.training_only("embedding.dropout", embedding.dropout)
+        wanted.training_only("embedding.dropout", embedding.dropout, block.dropout)
         return {
             "model_type": self.model_type,
             "vocab_size": embedding.vocabulary,
@@ -277,14 +276,14 @@ class HuggingFaceBert(Family):
         if kind == "pretraining":
             wanted.expect("head.sentence.activation", head.sentence.activation, "tanh")
         if kind == "classifier":
-            wanted.expect("head.dense_dropout", head.dense_dropout, self._dense_dropout(head.dropout))
+            wanted.training_only("head.dense_dropout", head.dense_dropout, self._dense_dropout(head.dropout))
         if kind == "span":
             wanted.training_only("head.dropout", head.dropout)
         if kind == "multiple-choice":
-            wanted.expect("head.dropout", head.dropout, self._choice_dropout(dropout, head.dropout))
+            values["classifier_dropout"] = self._choice_dropout(dropout, head.dropout)
+            wanted.training_only("head.dropout", head.dropout, values["classifier_dropout"])
         if kind in ("classifier", "token-classifier"):
             values |= names_of(wanted.family, head)
-        if kind in ("classifier", "token-classifier", "multiple-choice"):
             values["classifier_dropout"] = head.dropout
         return values
 

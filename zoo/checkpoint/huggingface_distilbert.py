@@ -99,8 +99,7 @@ class HuggingFaceDistilBert(HuggingFaceBert):
         block = check_post_norm_stack(wanted, stack, embedding.norm)
         wanted.expect("stack.block.attention.causal", block.attention.causal, False)
         wanted.expect("stack.block.attention_output_dropout", block.attention_output_dropout, 0.0)
-        if embedding.dropout != block.dropout:
-            wanted.training_only("embedding.dropout", embedding.dropout)
+        wanted.training_only("embedding.dropout", embedding.dropout, block.dropout)
         kind = None if head is None else head.type
         wanted.part("head", head, *self.architectures.values())
         values: dict[str, Any] = {
@@ -123,13 +122,14 @@ class HuggingFaceDistilBert(HuggingFaceBert):
             wanted.equal("head.norm", head.norm or embedding.norm, "embedding.norm", embedding.norm)
             values["tie_word_embeddings"] = head.tied
         if kind == "classifier":
-            for name, value in {"norm": None, "bias": True, "dense": "relu", "dense_dropout": 0.0}.items():
+            for name, value in {"norm": None, "bias": True, "dense": "relu"}.items():
                 wanted.expect(f"head.{name}", getattr(head, name), value)
+            wanted.training_only("head.dense_dropout", head.dense_dropout)
             wanted.part("head.pool", head.pool, "class-token")
         if kind == "multiple-choice":
             wanted.expect("head.activation", head.activation, "relu")
-        if kind == "token-classifier" and head.dropout != block.dropout:
-            wanted.training_only("head.dropout", head.dropout)
+        if kind == "token-classifier":
+            wanted.training_only("head.dropout", head.dropout, block.dropout)
         if kind in ("classifier", "token-classifier"):
             values |= names_of(wanted.family, head)
         dropouts = {"classifier": "seq_classif_dropout", "multiple-choice": "seq_classif_dropout", "span": "qa_dropout"}

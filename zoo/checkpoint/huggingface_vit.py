@@ -101,8 +101,7 @@ class HuggingFaceViT(Family):
         wanted.expect("stack.pattern", stack.pattern, None)
         self._check_block(wanted, stack)
         attention, feedforward = stack.block.attention, stack.block.feedforward
-        if embedding.dropout != stack.block.dropout:
-            wanted.training_only("embedding.dropout", embedding.dropout)
+        wanted.training_only("embedding.dropout", embedding.dropout, stack.block.dropout)
         wanted.training_only("embedding.patch_dropout", embedding.patch_dropout)
         wanted.training_only("stack.drop_path", stack.drop_path)
         wanted.training_only("stack.block.feedforward.dropout", feedforward.dropout)

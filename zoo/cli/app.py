@@ -8,6 +8,7 @@ import typer
 
 from zoo.cli.attend import attend
 from zoo.cli.demo import demo
+from zoo.cli.embed import embed
 from zoo.cli.inspect import components, show
 from zoo.cli.listing import list_models, schema
 from zoo.cli.predict import predict
@@ -33,6 +34,7 @@ app.command("convert")(convert)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
+app.command("embed")(embed)
 app.command("demo")(demo)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,15 +17,20 @@ if TYPE_CHECKING:
 def predict(
     source: Annotated[str, typer.Argument(help="A run's folder, a model's folder, a checkpoint or a Hub id.")],
     inputs: Annotated[
-        list[str] | None, typer.Argument(help="Image files, folders of them, or digits:17; by default the run's test part.")
+        list[str] | None,
+        typer.Argument(
+            help="Image files, folders of them, or digits:17; texts, [MASK] in them; by default the run's test part."
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Classify these data instead.")] = None,
     split: Annotated[str, typer.Option(help="Which part of the data: train, validation or test.")] = "test",
-    top: Annotated[int, typer.Option(min=1, help="How many answers for each input.")] = 3,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="How many answers for each input; by default 3 classes, or 5 words for a mask.")
+    ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Write a .csv file instead of printing.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Classify images, or a part of the data."""
+    """Classify images, texts or a part of the data, or fill the masks in texts."""
     from zoo.cli.progress import telling
     from zoo.errors import UnknownNameError, did_you_mean
 
@@ -40,9 +44,9 @@ def predict(
         found = []
         for prediction in answer(source, inputs or (), data=data, split=split, top=top):  # type: ignore[arg-type]
             found.append(prediction)
-            tell(f"classified {len(found)}")
+            tell(f"answered {len(found)}")
     if output is not None:
-        _write(Path(output), found, top)
+        _write(Path(output), found)
         print(json.dumps({"file": output, "inputs": len(found)}) if as_json else f"{output}: {len(found)} inputs")
     elif as_json:
         print(json.dumps([_plain(each) for each in found], indent=2))
@@ -50,16 +54,19 @@ def predict(
         _print(found)
 
 
-def _print(found: Iterable[Prediction]) -> None:
+def _print(found: list[Prediction]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("input", "answers", "right answer", box=SIMPLE_HEAD)
+    known = any(each.label is not None for each in found)
+    table = Table("input", "answers", *(["right answer"] if known else []), box=SIMPLE_HEAD)
     for each in found:
         words = "  ".join(f"{name} {share * 100:.1f} %" for name, share in each.answers)
         wrong = each.label is not None and each.label != each.answers[0][0]
-        table.add_row(each.name, words, "" if each.label is None else each.label, style="bold red" if wrong else "")
+        cells = [each.name, words, *([each.label or ""] if known else [])]
+        table.add_row(*map(Text, cells), style="bold red" if wrong else "")
     Console().print(table)
 
 
@@ -68,7 +75,7 @@ def _plain(each: Prediction) -> dict[str, Any]:
     return {"input": each.name, "answers": answers, **({} if each.label is None else {"label": each.label})}
 
 
-def _write(path: Path, found: Iterable[Prediction], top: int) -> None:
+def _write(path: Path, found: list[Prediction]) -> None:
     """One row for each input; written beside and put in place."""
     from zoo.errors import ConfigError
 
@@ -76,7 +83,8 @@ def _write(path: Path, found: Iterable[Prediction], top: int) -> None:
     try:
         with beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            columns = [name for rank in range(1, top + 1) for name in (f"class_{rank}", f"probability_{rank}")]
+            most = max((len(each.answers) for each in found), default=0)
+            columns = [name for rank in range(1, most + 1) for name in (f"class_{rank}", f"probability_{rank}")]
             writer.writerow(["input", "label", *columns])
             for each in found:
                 answers = [value for name, share in each.answers for value in (name, f"{share:.6f}")]

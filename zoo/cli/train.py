@@ -33,12 +33,13 @@ def train(
         configs = _configs(run, change, numbers)
     results = [_start(config, options) for config in configs]
     if numbers is None:
-        _print_run(results[0], as_json)
+        _print_run(results[0], _compared_by(configs[0]), as_json)
         return
     with telling(quiet=as_json) as tell:
         tell("training simple models on the same examples")
-        compared = _compared(configs[0].data)
-    _print_seeds(numbers, results, compared, as_json)
+        name = _compared_by(configs[0])
+        compared = _references(results[0].metrics) or _baselines(configs[0].data)
+    _print_seeds(numbers, results, name, compared, as_json)
 
 
 def evaluate(
@@ -59,8 +60,9 @@ def evaluate(
         print(json.dumps({**result.metrics, "examples": result.examples}, indent=2))
         return
     print(f"{source}: on {result.examples} examples that no training saw")
+    width = max(12, *(len(name) + 2 for name in result.metrics))
     for name, value in result.metrics.items():
-        print(f"  {name:12}{_figure(name, value)}")
+        print(f"  {name:{width}}{_figure(name, value)}")
 
 
 def _configs(run: str, change: dict[str, Any], numbers: list[int] | None) -> list[Any]:
@@ -78,50 +80,63 @@ def _start(config: Any, options: dict[str, Any]) -> TrainingResult:
     return run(config, **options)
 
 
-def _compared(data: Any) -> dict[str, float]:
-    from zoo.data.base import Examples
+def _compared_by(config: Any) -> str:
+    """The figure by which models of this task are compared."""
     from zoo.registry import make
+
+    name: str = make(config.task).best[0]
+    return name
+
+
+def _baselines(data: Any) -> dict[str, float]:
     from zoo.training.baselines import baselines
 
-    return baselines(data) if isinstance(make(data).split("test"), Examples) else {}
+    return baselines(data)
 
 
-def _print_run(result: TrainingResult, as_json: bool) -> None:
+def _references(metrics: dict[str, float]) -> dict[str, float]:
+    """What a task says that the figures of a model are to be compared with."""
+    return {name[5:].replace("_", " "): value for name, value in metrics.items() if name.startswith("test_unigram")}
+
+
+def _print_run(result: TrainingResult, name: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"folder": str(result.folder), **result.metrics}, indent=2))
         return
     metrics = result.metrics
+    references = "".join(f"; {what} {_figure(what, value)}" for what, value in _references(metrics).items())
     print(
-        f"{result.folder}: accuracy {_figure('accuracy', metrics['test_accuracy'])} on the examples kept out, after "
+        f"{result.folder}: {name} {_figure(name, metrics[f'test_{name}'])} on the examples kept out{references}, after "
         f"{metrics['epochs']:.0f} epochs and {metrics['seconds']:.0f} s"
     )
     print("  model/ (zoo.load), last.ckpt, config.yaml, metrics.csv, curve.png, logs/ (tensorboard --logdir)")
 
 
-def _print_seeds(numbers: list[int], results: list[TrainingResult], compared: dict[str, float], as_json: bool) -> None:
+def _print_seeds(
+    numbers: list[int], results: list[TrainingResult], name: str, compared: dict[str, float], as_json: bool
+) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    accuracies = [result.metrics["test_accuracy"] for result in results]
-    mean = sum(accuracies) / len(accuracies)
+    reached = [result.metrics[f"test_{name}"] for result in results]
+    mean = sum(reached) / len(reached)
     if as_json:
         runs = [{"seed": number, "folder": str(result.folder), **result.metrics} for number, result in zip(numbers, results)]
-        print(json.dumps({"runs": runs, "mean_test_accuracy": mean, "baselines": compared}, indent=2))
+        print(json.dumps({"runs": runs, f"mean_test_{name}": mean, "baselines": compared}, indent=2))
         return
-    table = Table("", "test accuracy", "seconds", "folder", box=SIMPLE_HEAD)
+    table = Table("", f"test {name}", "seconds", "folder", box=SIMPLE_HEAD)
     for column in table.columns[1:3]:
         column.justify = "right"
     table.columns[3].overflow = "fold"
-    for number, result in zip(numbers, results):
-        accuracy, seconds = result.metrics["test_accuracy"], result.metrics["seconds"]
-        table.add_row(f"seed {number}", _figure("accuracy", accuracy), f"{seconds:.0f}", str(result.folder))
+    for number, value, result in zip(numbers, reached, results):
+        table.add_row(f"seed {number}", _figure(name, value), f"{result.metrics['seconds']:.0f}", str(result.folder))
     total = sum(result.metrics["seconds"] for result in results)
     table.add_section()
-    table.add_row("mean", _figure("accuracy", mean), f"{total:.0f} in all", "", style="bold")
+    table.add_row("mean", _figure(name, mean), f"{total:.0f} in all", "", style="bold")
     table.add_section()
-    for name, accuracy in compared.items():
-        table.add_row(name, _figure("accuracy", accuracy), "", "")
+    for what, value in compared.items():
+        table.add_row(what, _figure(name, value), "", "")
     Console().print(table)
 
 

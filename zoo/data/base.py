@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -88,6 +89,12 @@ class Data:
     def collate(self, examples: list[Example]) -> Batch:
         """Makes a batch of examples: their tensors side by side."""
         return stacked(examples)
+
+    def keep(self, folder: Path) -> None:
+        """Leaves in a folder what a model is used with elsewhere, such as a tokenizer; most data need nothing."""
+
+    def recall(self, folder: Path | None) -> None:
+        """Takes from a folder what `keep` left there, if it did, instead of making it anew."""
 
     @property
     def class_names(self) -> list[str] | None:

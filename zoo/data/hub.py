@@ -74,6 +74,14 @@ class Hub(ImageData, TextData):
     config: Config
 
     @property
+    def text_column(self) -> str:
+        return self.config.text_column or ""
+
+    @property
+    def label_column(self) -> str | None:
+        return self.config.label_column
+
+    @property
     def class_names(self) -> list[str] | None:
         """What the label column calls the classes."""
         return None if self.config.label_column is None else getattr(self._features[self.config.label_column], "names", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -41,4 +42,6 @@ class SentenceEmbedding(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> dict[str, Tensor]:
         vector = self.pool(x, layout)
-        return {"sentence_embedding": functional.normalize(vector, dim=-1) if self.normalize else vector}
+        if self.normalize:  # what guards against a length of zero must not be zero in float16, nor its inverse infinite
+            vector = functional.normalize(vector, dim=-1, eps=1e-4 if vector.dtype == torch.float16 else 1e-12)
+        return {"sentence_embedding": vector}

@@ -54,13 +54,13 @@ def attention(
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=grouped
         )
-    name = ("mask", causal, tokens, keys, query.dtype)
+    name, counts = ("mask", causal, query.dtype), (tokens, keys)  # sizes may be symbols, which are no keys of a mapping
     known = None if shared is None else shared.get(name)
-    if known is None or known[0] is not mask:  # a layer may have a mask of its own
-        known = (mask, *_ready(mask, causal, tokens, keys, query))
+    if known is None or known[0] is not mask or known[1] != counts:  # a layer may have a mask of its own
+        known = (mask, counts, *_ready(mask, causal, tokens, keys, query))
         if shared is not None:
             shared[name] = known
-    _, scores, empty = known
+    scores, empty = known[2:]
     y = F.scaled_dot_product_attention(query, key, value, attn_mask=scores, scale=scale, dropout_p=dropout, enable_gqa=grouped)
     return y if empty is None else y.masked_fill(empty, 0.0)
 

@@ -51,12 +51,15 @@ def fast() -> bool:
     )
 
 
-def readable(tensor: Tensor) -> bool:
-    """Whether code may look at a tensor's values: on a device it would have to wait for them, and while something
-    traces or transforms the operators there are none."""
-    if torch.compiler.is_compiling() or type(tensor) not in _DENSE or tensor.device.type != "cpu":
+def readable(tensor: Tensor, wait: bool = False) -> bool:
+    """Whether code may look at a tensor's values.
+
+    It may not while something traces or transforms the operators, because then there are none; nor on a device,
+    which it would have to wait for, unless it says that it does (`wait`).
+    """
+    if torch.compiler.is_compiling() or type(tensor) not in _DENSE or tensor.is_meta:
         return False
-    return torch._C._functorch.peek_interpreter_stack() is None
+    return (wait or tensor.device.type == "cpu") and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def product_dtype(*tensors: Tensor) -> torch.dtype | None:

@@ -14,7 +14,7 @@ from zoo.errors import InputError, did_you_mean, one_of
 from zoo.layout import Layout
 from zoo.registry import make
 
-CALL_ARGUMENTS = ("attention_mask", "output_hidden_states", "output_attentions")
+CALL_ARGUMENTS = ("attention_mask", "score_mask", "output_hidden_states", "output_attentions")
 """What the call of every model takes beside its inputs."""
 
 
@@ -124,8 +124,9 @@ def masked(layout: Layout, attention_mask: Tensor | None, shape: tuple[int, int]
         InputError: no mask, one of another shape, or a mask of scores for packed texts.
     """
     mask, real = None, None
-    if attention_mask is not None and not isinstance(attention_mask, Tensor):
-        raise InputError(f"attention_mask: expected a tensor, got {type(attention_mask).__name__}")
+    if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.is_complex()):
+        found = attention_mask.dtype if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        raise InputError(f"attention_mask: expected a tensor of 0 and 1, or of scores, got {found}")
     if attention_mask is not None and attention_mask.ndim == 3 and attention_mask.shape[1] == layout.choices:
         attention_mask = attention_mask.flatten(0, 1)
     if attention_mask is not None and attention_mask.ndim == 4:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import model_validator
 from torch import Tensor
 
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import raise_problems
+from zoo.errors import InputError
+from zoo.layout import Layout
 from zoo.model.base import Model, ModelConfig, bind, chosen, masked
 from zoo.output import TransformerOutput
 from zoo.registry import make
@@ -57,6 +60,7 @@ class Transformer(Model):
         self,
         *inputs: Tensor,
         attention_mask: Tensor | None = None,
+        score_mask: Tensor | None = None,
         output_hidden_states: Any = False,
         output_attentions: Any = False,
         **named: Any,
@@ -70,6 +74,8 @@ class Transformer(Model):
             attention_mask: (batch, tokens), 1 for tokens that may be attended to; or (batch, 1, tokens, tokens), true
                 where one token may attend to another, or a float to be added to the scores. A token that may attend
                 to none gets zeros from the attention.
+            score_mask: (batch, tokens), true for the tokens that a head which scores each token is to score; its logits
+                are then (number of these tokens, classes), row by row. Scoring few tokens saves most of a large head.
             output_hidden_states: all states, or a list of those wanted: 0 is the embedding, n is
                 what the n-th block gives, negative numbers count from the last.
             output_attentions: attention weights of all layers, or of a list of layers from 0.
@@ -88,8 +94,24 @@ class Transformer(Model):
             last_hidden_state=x,
             hidden_states=tuple(kept[index] for index in states) if states else None,
             attentions=tuple(seen[index] for index in maps) if maps else None,
-            **(self.head(x, layout) if self.head is not None else {}),
+            **self._answers(x, layout, score_mask),
         )
+
+    def _answers(self, x: Tensor, layout: Layout, score_mask: Tensor | None) -> dict[str, Tensor]:
+        """What the head gives."""
+        if score_mask is None:
+            answers: dict[str, Tensor] = {} if self.head is None else self.head(x, layout)
+            return answers
+        tensor = isinstance(score_mask, Tensor)
+        if not tensor or score_mask.shape != x.shape[:2] or score_mask.dtype != torch.bool:
+            found = f"{tuple(score_mask.shape)} of {score_mask.dtype}" if tensor else type(score_mask).__name__
+            raise InputError(f"score_mask: expected true and false of shape {tuple(x.shape[:2])} (batch, tokens), got {found}")
+        chosen = x[score_mask][None]
+        given = {} if self.head is None else self.head(chosen, layout._replace(real=None, mask=None))
+        if "logits" not in given or given["logits"].shape[:-1] != chosen.shape[:-1]:
+            kind = repr(getattr(self.config.head, "type")) if self.head is not None else "none"
+            raise InputError(f"score_mask: this needs a head that scores each token by itself, and this is {kind}")
+        return {"logits": given["logits"][0]}
 
 
 def head_context(config: Any, width: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config, Problem, Slot, within
 from zoo.layout import Layout
-from zoo.pool.base import TokenPoolConfig
+from zoo.pool.base import TokenPoolConfig, check_one_text
 from zoo.registry import make
 
 
@@ -45,6 +45,7 @@ class AttentionPool(nn.Module):
         self.feedforward = make(config.feedforward, width=width)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        check_one_text(layout)
         first = 0 if self.prefix else layout.prefix
         mask = None if layout.real is None else layout.real[:, None, None, first:]
         query = self.query.expand(len(x), -1, -1)

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.errors import InputError
 from zoo.layout import Layout
 
 
@@ -32,6 +33,13 @@ class TokenPool(nn.Module):
 
     def tokens(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """The tokens to pool (batch, tokens, width), and which are real (batch, tokens, 1) if some are not."""
+        check_one_text(layout)
         first = 0 if self.prefix else layout.prefix
         real = layout.real
         return x[:, first:], None if real is None else real[:, first:, None].to(x.dtype)
+
+
+def check_one_text(layout: Layout) -> None:
+    """Raises where rows hold several texts, of which a pool would make one vector."""
+    if layout.texts is not None:
+        raise InputError("sequence_ids: texts packed into a row cannot be pooled into one vector")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zoo.kernel import readable
 from zoo.layout import Layout
 
 
@@ -15,10 +16,10 @@ def without_padding(x: Tensor, layout: Layout) -> tuple[Tensor, Layout, Tensor] 
     None where nothing is to be left out: no padding, or a mask that says more than which tokens are padding.
     """
     real = layout.real
-    if real is None or layout.texts is not None or torch.compiler.is_compiling():
+    if real is None or layout.texts is not None or not readable(real, wait=True):
         return None
     lengths = real.sum(1).tolist()
-    if sum(lengths) == real.numel():
+    if sum(lengths) in (0, real.numel()):
         return None
     places = real.flatten().nonzero().squeeze(1)
     positions = layout.positions

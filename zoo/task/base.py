@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from zoo.config import Config
+
+Direction = Literal["min", "max"]
 
 
 class TaskConfig(Config):
@@ -24,14 +26,28 @@ class Step(NamedTuple):
     predictions: Tensor
     """What the metrics compare with `targets`: for a classification the logits (batch, classes)."""
     targets: Tensor
-    """What was wanted: for a classification the labels (batch,)."""
+    """What was wanted: for a classification the labels (batch,). The loss is a mean over so many."""
 
 
 class Task:
     """Base of tasks."""
 
+    best: ClassVar[tuple[str, Direction]] = ("accuracy", "max")
+    """By which figure models are compared, `loss` or a metric, and whether the lowest or the highest is the best."""
+
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
+
+    def adapt(self, data: Any) -> None:
+        """Agrees with the data, before any batch of them comes, on what the config leaves open; most tasks need nothing."""
+
+    def references(self, data: Any, split: Any, targets: Tensor) -> Mapping[str, float]:
+        """Figures that those of a model on a part of the data are to be compared with, by name; most tasks have none.
+
+        Args:
+            targets: of all steps on that part.
+        """
+        return {}
 
     def step(self, model: nn.Module, batch: Any) -> Step:
         """Runs the model on a batch and compares the answer with what was wanted."""

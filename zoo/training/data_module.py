@@ -51,7 +51,10 @@ class DataModule(lightning.LightningDataModule):
         Raises:
             DataError: none, values that are no numbers, a label that is no class.
         """
-        classes = getattr(getattr(getattr(self.trainer, "lightning_module", None), "model", None), "classes", None)
+        module: Any = getattr(self.trainer, "lightning_module", None)
+        if hasattr(module, "task"):
+            module.task.adapt(self.data)
+        classes = getattr(getattr(module, "model", None), "classes", None)
         classes = classes if classes is not None else getattr(self.data.config, "classes", None)
         names: tuple[Any, ...] = ("train", "validation") if stage == "fit" else (stage or "test",)
         for name in names:

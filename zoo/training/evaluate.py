@@ -16,7 +16,8 @@ from zoo.config.base import raise_problems
 from zoo.config.messages import config_error
 from zoo.config.source import read_yaml
 from zoo.data.base import Data, SplitName
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError, DataError, ZooError
+from zoo.resources import packaged
 from zoo.task.base import Task
 from zoo.training.folder import CONFIG
 
@@ -25,11 +26,11 @@ class Evaluation(NamedTuple):
     """What an evaluation gave."""
 
     metrics: dict[str, float]
-    """`accuracy` and whatever else the task measures, and `loss`."""
+    """`accuracy` and whatever else the task measures, `loss`, and what simple rules would reach, if the task knows any."""
     examples: int
-    """On how many examples."""
+    """On how many examples; for masked words, how many tokens were guessed."""
     predictions: Tensor
-    """What the model said: for a classification the logits (examples, classes)."""
+    """What the model said: for a classification the logits (examples, classes); see `zoo.task.base.Step`."""
     targets: Tensor
     """What was wanted: for a classification the labels (examples,)."""
 
@@ -47,7 +48,9 @@ def evaluate(model: Any, data: Any = None, task: Any = None, split: SplitName = 
         ConfigError: the data do not fit the model, or none are named.
         WeightsError, DataError: model or data cannot be read.
     """
+    home = None
     if isinstance(model, (str, Path)):
+        home = files_of(model)
         model, data, task = opened(Path(model), data, task)
     data, task = checked("data", data), checked("task", task or "classification")
     try:
@@ -55,7 +58,10 @@ def evaluate(model: Any, data: Any = None, task: Any = None, split: SplitName = 
         raise_problems("eval", data.problems(model=model.config))
     except ValidationError as error:
         raise config_error(error) from None
-    return _measured(model, registry.make(data), registry.make(task), split)
+    examples, goal = registry.make(data), registry.make(task)
+    examples.recall(home)
+    goal.adapt(examples)
+    return _measured(model, examples, goal, split)
 
 
 @torch.inference_mode()
@@ -68,14 +74,18 @@ def _measured(model: Any, data: Data, task: Task, split: SplitName) -> Evaluatio
     for batch in data.loader(split):
         step = task.step(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
         loss += float(step.loss) * len(step.targets)
-        predictions.append(step.predictions.float().cpu())
+        said = step.predictions.cpu()
+        predictions.append(said.float() if said.is_floating_point() else said)
         targets.append(step.targets.cpu())
         for metric in metrics.values():
             metric.update(predictions[-1], targets[-1])
     model.train(was_training)
-    figures = {name: float(metric.compute()) for name, metric in metrics.items()}
     everything = torch.cat(targets)
-    return Evaluation({**figures, "loss": loss / len(everything)}, len(everything), torch.cat(predictions), everything)
+    if len(everything) == 0:
+        raise DataError(f"{data.place}: nothing in its {split} part is asked of a model")
+    figures = {name: float(metric.compute()) for name, metric in metrics.items()}
+    figures |= {"loss": loss / len(everything), **task.references(data, split, everything)}
+    return Evaluation(figures, len(everything), torch.cat(predictions), everything)
 
 
 def checked(kind: str, value: Any) -> Any:
@@ -92,6 +102,12 @@ def checked(kind: str, value: Any) -> Any:
         raise config_error(error, kind) from None
     except ValueError as error:
         raise ConfigError(f"{kind}: {error}") from None
+
+
+def files_of(source: str | Path) -> Path | None:
+    """The folder in which what belongs to a model lies, such as its tokenizer; None for weights of the Hub."""
+    path = packaged(source)
+    return path if path.is_dir() else path.parent if path.is_file() else None
 
 
 def opened(source: Path, data: Any, task: Any, needs_data: bool = True) -> tuple[Any, Any, Any]:

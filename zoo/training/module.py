@@ -14,6 +14,7 @@ from zoo.api import build
 from zoo.checkpoint.load import start_from
 from zoo.config import Slot
 from zoo.config.messages import config_error
+from zoo.config.resolve import resolve
 from zoo.errors import ConfigError, ZooError, did_you_mean
 from zoo.extras import require
 from zoo.inspect.hooks import matches
@@ -21,7 +22,7 @@ from zoo.registry import make
 from zoo.task.base import Task
 from zoo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from zoo.training.run import whole_model
-from zoo.training.sharding import clip_gradients, is_sharded, shard
+from zoo.training.sharding import clip_gradients, is_sharded, shard, sum_gradients
 
 lightning: Any = require("lightning", "train", "training")
 
@@ -63,7 +64,8 @@ class ZooModule(lightning.LightningModule):
 
         config = resolve_run(run, overrides)
         torch.manual_seed(config.seed)
-        model = build(config.model) if config.weights is None else start_from(config.weights, config.model)
+        fields = with_class_names(config.model, config.data)
+        model = build(fields) if config.weights is None else start_from(config.weights, fields)
         if config.activation_checkpointing:
             model.gradient_checkpointing()
         module = cls(model, config.task, config.optimizer, config.frozen)
@@ -89,13 +91,17 @@ class ZooModule(lightning.LightningModule):
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
 
+    def on_after_backward(self) -> None:
+        sum_gradients(self.model)
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Lightning's clipping, also of gradients that are divided among processes in several ways."""
         if gradient_clip_val and is_sharded(self.model):
             parameters = [each for group in optimizer.param_groups for each in group["params"]]
-            clip_gradients(parameters, gradient_clip_val, str(getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)))
+            algorithm = getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)  # Lightning's is an enumeration
+            clip_gradients(parameters, gradient_clip_val, algorithm or "norm")
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -152,6 +158,15 @@ class ZooModule(lightning.LightningModule):
                     f"{name} is not finite any more: lower optimizer.lr "
                     f"({self.optimizer.lr:g}), raise optimizer.warmup, or set trainer.gradient_clip_val"
                 )
+
+
+def with_class_names(model: Any, data: Any) -> Any:
+    """A model's config whose classifier knows what its classes are called, if the data say; a saved model then does too."""
+    head = model.head
+    if getattr(head, "type", None) != "classifier" or head.labels is not None:
+        return model
+    names = make(data).class_names
+    return resolve(model, {"head.labels": names}) if names is not None and len(names) == head.classes else model
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

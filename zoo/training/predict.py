@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +14,11 @@ from zoo import registry
 from zoo.data.base import SplitName
 from zoo.errors import ConfigError, DataError, InputError
 from zoo.inspect.image import example_of, preparation, read_image
-from zoo.training.evaluate import checked, opened
+from zoo.training.evaluate import checked, files_of, opened
+from zoo.training.predict_text import FILLED, classify, fill
+from zoo.training.prediction import Prediction, likeliest
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-
-
-class Prediction(NamedTuple):
-    """What a model says to one input."""
-
-    name: str
-    """The input: a file, or the number of an example."""
-    answers: list[tuple[str, float]]
-    """Classes and their probabilities, the likeliest first."""
-    label: str | None = None
-    """The right answer, where the data say."""
 
 
 def predict(
@@ -36,37 +27,46 @@ def predict(
     *,
     data: Any = None,
     split: SplitName = "test",
-    top: int = 5,
+    top: int | None = None,
     batch_size: int = 64,
 ) -> Iterator[Prediction]:
-    """Classifies inputs.
+    """Classifies inputs, or fills the masks in texts.
 
     Args:
         source: a run's folder, or what `zoo.load` takes.
-        inputs: image files, folders of them, or test images of data (`digits:17`); without any, a part of the data.
+        inputs: image files, folders of them, or test images of data (`digits:17`); for a model of texts, texts; without
+            any, a part of the data is classified.
         data: the name, the fields or the config of data (default: those of the run).
         split: which part of them is classified where there are no inputs.
-        top: how many answers for each input.
+        top: how many answers for each input (default: three classes, or five tokens for a mask).
         batch_size: how many inputs are classified at once.
 
     Raises:
-        ConfigError: the model is no classifier, or neither inputs nor data are named.
+        ConfigError: the model neither classifies nor fills masks, or neither inputs nor data are named.
         InputError, DataError: an input that cannot be read.
         WeightsError: the model cannot be read.
     """
     model, data, _ = opened(Path(source), data, None, needs_data=False)
     head = model.config.head
+    if getattr(head, "type", None) in FILLED:
+        yield from fill(model, source, [str(each) for each in inputs], data, top=top or 5, batch_size=batch_size)
+        return
+    top = top or 3
     if getattr(head, "type", None) != "classifier" or not head.classes:
         found = "none" if head is None else repr(head.type)
-        raise ConfigError(f"{source}: classifying needs a head of type 'classifier', and this is {found}")
-    part = registry.make(checked("data", data)) if data is not None else None
+        raise ConfigError(f"{source}: this needs a head of type 'classifier' or 'masked-language-model', not {found}")
+    config = checked("data", data) if data is not None else None
+    part = registry.make(config) if config is not None else None
     names = head.labels or (None if part is None else part.class_names) or [str(number) for number in range(head.classes)]
     if len(names) != head.classes:
         raise ConfigError(f"{source}: the data name {len(names)} classes, and the head has {head.classes}")
-    if inputs:
+    if inputs and getattr(model.config.embedding, "type", None) == "tokens":
+        yield from classify(model, source, [str(each) for each in inputs], names, config, top=top, batch_size=batch_size)
+    elif inputs:
         home = Path(source) / "model" if (Path(source) / "model").is_dir() else Path(source)
         yield from _each(model, _files(inputs), home, names, top, batch_size)
     elif part is not None:
+        part.recall(files_of(source))
         yield from _part(model, part, split, names, top)
     else:
         raise ConfigError(f"{source} belongs to no run, so say what to classify: files, folders, or --data NAME")
@@ -104,11 +104,7 @@ def _answers(
     model: Any, inputs: dict[str, Tensor], what: list[str], labels: Sequence[str | None], names: Sequence[str], top: int
 ) -> list[Prediction]:
     logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits
-    shares, classes = logits.float().softmax(-1).topk(min(top, len(names)))
-    return [
-        Prediction(name, [(names[index], share) for index, share in zip(row.tolist(), values.tolist())], label)
-        for name, row, values, label in zip(what, classes, shares, labels)
-    ]
+    return [Prediction(name, likeliest(row, names.__getitem__, top), label) for name, row, label in zip(what, logits, labels)]
 
 
 def _files(inputs: Iterable[str | Path]) -> Iterator[str | Path]:

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import ConfigError, DataError, ZooError
 from zoo.extras import require
 from zoo.registry import make
 from zoo.training.folder import BEST, LAST, RESULT, Claim, reason, what_is_left, write_metrics
@@ -58,9 +59,16 @@ def run(
     with together(place.work), _quiet(), lightning.pytorch.utilities.seed.isolate_rng():
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         with _disk_errors(place):
-            trainer, module = _fit(config, place, progress and rank() == 0, console)
+            try:
+                trainer, module = _fit(config, place, progress and rank() == 0, console)
+            except (ConfigError, DataError):
+                if rank() == 0 and not torch.distributed.is_initialized():  # else another process may have words for us there
+                    place.abandon()
+                raise
             if trainer.is_global_zero or is_sharded(module.model):  # each process has a share of it to give
                 save(module.model, place.work / "model")
+            if trainer.is_global_zero:
+                trainer.datamodule.data.keep(place.work / "model")
         if not trainer.is_global_zero:  # the first process tests what came out, and tells the others
             return TrainingResult(*trainer.strategy.broadcast(None))
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -78,14 +86,18 @@ def _fit(config: Any, place: Claim, progress: bool, console: Console | None) -> 
 
     if place.checkpoint is not None:
         check_resumed(config.trainer, place.checkpoint)
-    module = ZooModule.from_run(config)
+    module, data = ZooModule.from_run(config), make(config.data)
+    if place.checkpoint is not None:
+        data.recall(place.work)
+    if rank() == 0:
+        data.keep(place.work)
     if module.model.load_report is not None and progress and not place.checkpoint:
         (console or Console(stderr=True)).print(str(module.model.load_report), highlight=False, soft_wrap=True)
     plugins = config.trainer.get("plugins") or []
     trainer = make_trainer(
         {name: value for name, value in config.trainer.items() if name != "plugins"},
         plugins=[CheckpointFile(), *(plugins if isinstance(plugins, (list, tuple)) else [plugins])],
-        callbacks=list(_callbacks(config, place, progress, console)),
+        callbacks=list(_callbacks(config, data.has("validation"), place, progress, console)),
         logger=list(_loggers(place.work)),
         default_root_dir=place.work,
         enable_progress_bar=False,
@@ -95,7 +107,7 @@ def _fit(config: Any, place: Claim, progress: bool, console: Console | None) -> 
     )
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, DataModule(config.data, config.seed), ckpt_path=place.checkpoint, weights_only=True)
+        trainer.fit(module, DataModule(data, config.seed), ckpt_path=place.checkpoint, weights_only=True)
     except (KeyboardInterrupt, SystemExit):
         if rank():
             raise
@@ -111,7 +123,7 @@ def _fit(config: Any, place: Claim, progress: bool, console: Console | None) -> 
     return trainer, module
 
 
-def _callbacks(config: Any, place: Claim, progress: bool, console: Console | None) -> Iterator[Any]:
+def _callbacks(config: Any, validated: bool, place: Claim, progress: bool, console: Console | None) -> Iterator[Any]:
     from zoo.training.progress import ProgressLine
 
     library = require("lightning.pytorch.callbacks", "train", "training")
@@ -121,8 +133,9 @@ def _callbacks(config: Any, place: Claim, progress: bool, console: Console | Non
     yield library.ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, **common)
     if config.save_every is not None:
         yield library.ModelCheckpoint(filename=Path(LAST).stem, every_n_train_steps=config.save_every, **common)
-    if make(config.data).has("validation"):
-        best = {"monitor": "validation_accuracy", "mode": "max"}
+    if validated:
+        figure, mode = make(config.task).best
+        best = {"monitor": f"validation_{figure}", "mode": mode}
         yield library.ModelCheckpoint(filename=Path(BEST).stem, save_weights_only=True, **best, **common)
     if progress:
         yield ProgressLine(place.goal.name, console)
@@ -137,12 +150,11 @@ def _loggers(folder: Path) -> Iterator[Any]:
 
 def _keep(config: Any, place: Claim, metrics: dict[str, float]) -> TrainingResult:
     """Writes the model's figures on the test part and the curve; last of all, that the run is finished."""
-    from zoo.api import load
     from zoo.training.evaluate import evaluate
     from zoo.training.pictures import learning_curve
 
     # what is measured is what was saved, read back
-    tested = evaluate(load(place.work / "model"), config.data, config.task)
+    tested = evaluate(place.work / "model", config.data, config.task)
     metrics |= {f"test_{name}": value for name, value in tested.metrics.items()}
     rows = write_metrics(place.work)
     learning_curve(rows, metrics, place.work / "curve.png", title=place.goal.name)

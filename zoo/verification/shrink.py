@@ -34,7 +34,7 @@ def shrink(config: Any, depth: int = 2, head_size: int = 8) -> Any:
         embedding["vocabulary"] = min(embedding["vocabulary"], max(61, (embedding["padding"] or 0) + 1))
         if (embedding["position"] or {}).get("length") is not None:
             first = (embedding["padding"] or 0) + 1 if embedding["count"] == "unpadded" else 0
-            embedding["position"]["length"] = min(embedding["position"]["length"], first + 40)
+            embedding["position"]["length"] = min(embedding["position"]["length"], max(40, first + 10))
     head = fields["head"]
     if head is not None and head.get("classes"):
         head["classes"] = min(head["classes"], 7)

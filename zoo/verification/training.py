@@ -19,6 +19,7 @@ from zoo.verification.shrink import shrink
 
 SITES: dict[str, tuple[str, ...]] = {
     "embedding and block dropout": ("embedding.dropout", "stack.block.dropout"),
+    "embedding, block and head dropout": ("embedding.dropout", "stack.block.dropout", "head.dropout"),
     "embedding dropout": ("embedding.dropout",),
     "block and feed-forward dropout": ("stack.block.dropout", "stack.block.feedforward.dropout"),
     "attention dropout": ("stack.block.attention.dropout",),

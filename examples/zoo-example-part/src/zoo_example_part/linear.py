@@ -36,9 +36,7 @@ class LinearAttention(Attention):
             if self.scale is not None:
                 yield ("scale",), "linear-attention has no softmax whose scores could be scaled"
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
         shared = self.heads // self.kv_heads
         if shared > 1:
             key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
