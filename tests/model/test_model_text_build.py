@@ -35,8 +35,8 @@ PRESETS = [*TURC, "bert-base", "bert-large", "roberta-base", "roberta-large", "d
 @pytest.mark.parametrize(("name", "head", "count"), PUBLISHED)
 def test_published_parameter_counts(name: str, head: Any, count: int) -> None:
     assert zoo.build(name, {"head": head}, device="meta").num_parameters() == count
-    own = zoo.get_config(name).head
-    assert count == PUBLISHED[0][2] or head != "pooler" or own.type == "pooler"
+    if head in ("pooler", None):  # that is what the preset itself has
+        assert zoo.build(name, device="meta").num_parameters() == count
 
 
 @pytest.mark.parametrize("name", TURC)
@@ -128,10 +128,9 @@ def test_choices(batch: int) -> None:
     for choice in range(3):
         alone = model(ids[:, choice : choice + 1], **{name: value[:, choice : choice + 1] for name, value in options.items()})
         assert far(alone.logits, found[:, choice : choice + 1]) < 1e-12
-    for wrong in (mask.transpose(0, 1), mask[:, :2]):
-        if batch == 2:
-            with pytest.raises(zoo.errors.InputError, match="attention_mask: expected shape"):
-                model(ids, attention_mask=wrong.reshape(wrong.shape))
+    for wrong in (mask.transpose(0, 1), mask[:, :2]) if batch == 2 else ():
+        with pytest.raises(zoo.errors.InputError, match="attention_mask: expected shape"):
+            model(ids, attention_mask=wrong)
     with pytest.raises(zoo.errors.InputError, match="needs texts of shape"):
         model(ids[:, 0])
 
@@ -241,6 +240,7 @@ def test_gradient_checkpointing(call: str, overrides: dict[str, Any]) -> None:
     assert all((plain[name] - again[name]).abs().max() <= 1e-12 * plain[name].abs().max().clamp(min=1) for name in plain)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_gradients_of_single_examples() -> None:
     """torch.func sees no value, so that nothing may look at any."""
     from torch.func import functional_call, grad, vmap
