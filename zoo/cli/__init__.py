@@ -25,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print_rows({name: summary(name) for name in list_models()})
             sys.stdout.flush()
             sys.exit(0)
-        from zoo.cli.app import app, usage_error
+        from zoo.cli.app import app, only_names_but, usage_error
+
+        if "_ZOO_COMPLETE" in os.environ:  # bash says what is typed in the first of these, other shells in the second
+            only_names_but((os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or "").split())
 
         warnings.formatwarning = lambda message, *_: f"zoo: {message}\n"  # one line, as errors are
         code = app(args=words, prog_name="zoo", standalone_mode=False) or 0

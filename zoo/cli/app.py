@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import typer
+import typer.completion
 
 from zoo.cli.attend import attend
 from zoo.cli.demo import demo
@@ -36,6 +39,27 @@ app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("embed")(embed)
 app.command("demo")(demo)
+
+
+def only_names_but(words: Sequence[str]) -> None:
+    """Leaves out the arguments of all commands but the one that is typed: to read them takes most of a completion."""
+    typed = words[1] if len(words) > 1 else ""
+    initialise = getattr(typer.completion, "completion_init", None)
+    if initialise is not None and not typed.startswith("-"):
+        initialise()  # what typer does for its own options, which would make it import pydantic
+        app._add_completion = False
+        if len(words) < 3:  # a command's name is typed, so that --help is not asked for either
+            app.info.context_settings = {"help_option_names": []}
+    for command in app.registered_commands:
+        if command.name != typed:
+            command.callback = _without_arguments(command.callback)
+
+
+def _without_arguments(callback: Any) -> Any:
+    def named() -> None: ...
+
+    named.__doc__ = callback.__doc__
+    return named
 
 
 def usage_error(error: Exception) -> int | None:
