@@ -34,9 +34,7 @@ def exchanged() -> list[Layer]:
     """What `zoo.verify` finds in ViT-Ti with one feed-forward exchanged, module by module."""
     pattern = [{"feedforward": "gated"} if layer == LAYER else {} for layer in range(DEPTH)]
     torch.manual_seed(0)  # of the exchanged part's fresh weights
-    report = zoo.verify(
-        "vit-tiny", {"stack.pattern": pattern}, reference="transformers", gradients=False, training=False
-    )
+    report = zoo.verify("vit-tiny", {"stack.pattern": pattern}, reference="transformers", gradients=False, training=False)
     inner = re.compile(r"stack\.layers\.\d+")  # a whole block repeats what its modules say
     return [layer for layer in report.layers if not inner.fullmatch(layer.name) and layer.name != "logits"]
 

@@ -139,7 +139,7 @@ def test_a_tokenizer_of_ones_own(tokenizer_folder: Path, tmp_path: Path) -> None
 def test_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data 'x': tokenizer: byte is no file; did you mean 'bytes'\?$"):
         make_tokenizer("byte", "data 'x'")
-    with pytest.raises(DataError, match=r'expected bytes, wordpiece, bpe, a tokenizer.json or a folder with one$'):
+    with pytest.raises(DataError, match=r"expected bytes, wordpiece, bpe, a tokenizer.json or a folder with one$"):
         make_tokenizer(str(tmp_path), "data 'x'")
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')
     with pytest.raises(DataError, match=r"tokenizer.json describes no tokenizer: .*") as caught:
