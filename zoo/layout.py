@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -22,14 +23,39 @@ class Layout(NamedTuple):
     """(batch, tokens), which of several texts packed into a row each token belongs to; None where a row is one."""
     choices: int | None = None
     """How many rows, one after another, are the choices of one question; None where rows are examples."""
+    ids: Tensor | None = None
+    """(batch, tokens), the tokens of a text themselves."""
+    past: int = 0
+    """How many tokens stand before these, in the cache."""
+    cache: Any = None
+    """The keys and values of earlier tokens (`zoo.cache`): of all layers in the model, of its own layer in a block; None
+    where nothing is kept."""
     table: Tensor | None = None
     """(vocabulary, width), the vectors of the embedding, by which tied heads score tokens."""
     real: Tensor | None = None
     """(batch, tokens), true where a token is none of padding; None where all are real, or nobody says."""
     mask: Tensor | None = None
-    """What each token may attend to, as (batch, 1, 1 or tokens, tokens): true, or a float to be added to the scores;
-    None where every token may attend to every other."""
+    """What the caller lets each token attend to, as (batch, 1, 1 or tokens, past + tokens): true, or a float to be added to
+    the scores; None where all may be attended to. Of packed texts it says nothing: see `allowed`."""
     lengths: tuple[int, ...] | None = None
     """Of the texts that stand one after another in a single row, where padding is left out; None elsewhere."""
     shared: dict[Any, Any] | None = None
     """What the layers of one forward share, made by the first that needs it, such as a mask in the kernel's form."""
+
+    def places(self, tokens: int, device: Any) -> Tensor:
+        """The place of each token in its text: (batch or 1, tokens), whole numbers."""
+        if self.positions is not None:
+            return self.positions
+        return torch.arange(self.past, self.past + tokens, device=device)[None]
+
+    def allowed(self) -> Tensor | None:
+        """`mask`, and of it only what tokens of one text may attend to where a row holds several; made once per forward."""
+        if self.texts is None:
+            return self.mask
+        known = None if self.shared is None else self.shared.get("allowed")
+        if known is None:
+            same = (self.texts[:, :, None] == self.texts[:, None, :])[:, None]
+            known = same if self.mask is None else self.mask & same
+            if self.shared is not None:
+                self.shared["allowed"] = known
+        return known

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +26,8 @@ class TransformerOutput(NamedTuple):
     """(batch, tokens): and for where it ends."""
     sentence_embedding: Tensor | None = None
     """(batch, width): what a sentence-embedding head gives."""
+    past_key_values: Any = None
+    """The keys and values of all tokens so far (`zoo.cache.Cache`), for the next call."""
     hidden_states: tuple[Tensor, ...] | None = None
     """The tokens before the first and after each block, before the final norm; (batch, tokens, width) each."""
     attentions: tuple[Tensor, ...] | None = None

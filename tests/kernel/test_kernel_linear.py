@@ -109,13 +109,54 @@ def test_never_stale(change: str, group: bool) -> None:
 
 
 @needs_packing
-def test_varying_rows_end_as_the_plain_call() -> None:
+def test_varying_rows_end_as_the_plain_call(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, _x = pair()
-    for rows in (8, 8, 9, 9, 8, 8, 9, 9, 8, 8, 9, 9):
-        with torch.no_grad():
+    made: list[int] = []
+    prepare = packed.Prepared._prepare
+
+    def counted(self: packed.Prepared, weights: list[Tensor], rows: int, dtype: torch.dtype) -> None:
+        made.append(rows)
+        prepare(self, weights, rows, dtype)
+
+    monkeypatch.setattr(packed.Prepared, "_prepare", counted)
+    with torch.no_grad():
+        for turn in range(40):
+            for rows in [8 + turn % 2] * 3:
+                layer(torch.randn(rows, 192))
+        assert len(made) < 4  # each change asks for twice as many calls
+        for rows in range(10, 10 + packed.UNUSED):
             layer(torch.randn(rows, 192))
     assert layer.prepared.weight is None
     check(layer, torch.randn(8, 192))
+
+
+@needs_packing
+def test_a_prompt_in_between_leaves_the_weight_of_decoding_alone() -> None:
+    layer, _x = pair()
+    with torch.no_grad():
+        for _text in range(5):
+            layer(torch.randn(100, 192))
+            for _token in range(9):
+                layer(torch.randn(8, 192))
+        kept = layer.prepared.weight
+        for rows in (8, 100, 8):
+            x = torch.randn(rows, 192)
+            close(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert kept is not None and layer.prepared.weight is kept
+
+
+@needs_packing
+@pytest.mark.parametrize("rows", [(1,), (2,), (3, 4), (32,), (33,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_rows_by_a_table_of_no_module(rows: tuple[int, ...], bias: bool) -> None:
+    table, x = torch.randn(5000, 48), torch.randn(*rows, 48)
+    own = torch.randn(5000) if bias else None
+    with torch.no_grad():
+        close(kernel.linear(x, table, own), F.linear(x, table, own))
+        close(kernel.linear(x, table.T.contiguous().T, own), F.linear(x, table, own))
+        close(kernel.linear(x.double(), table.double(), None), F.linear(x.double(), table.double()))
+    table.requires_grad_()
+    assert kernel.linear(x, table, own).requires_grad
 
 
 @needs_packing

@@ -137,7 +137,7 @@ def test_a_mask_of_another_shape_is_refused(model_of: Make, images: Make, shape:
     [
         ({"pixel_valus": 1}, "pixel_valus: this model cannot honour such an argument; did you mean 'pixel_values'"),
         ({"input_ids": torch.ones(1, 1)}, "input_ids: this model cannot honour"),
-        ({"use_cache": True}, "use_cache: this model cannot honour"),
+        ({"use_cache": True}, "use_cache: tokens of this model depend"),
         ({"output_attention": True}, "output_attention: this model cannot honour"),
         ({"past_key_values": ()}, "past_key_values"),
         ({}, "pixel_values is missing"),

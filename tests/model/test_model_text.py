@@ -306,3 +306,10 @@ def test_a_mistake_is_one_clear_line(preset: str, name: str) -> None:
     with pytest.raises(InputError, match=words_of_it) as caught:
         text_model(preset)(**inputs)
     assert "\n" not in str(caught.value)
+
+
+def test_positions_that_nothing_reads_are_refused() -> None:
+    ids = words(2, 5)
+    bare = text_model(overrides={"embedding.position": None})
+    with pytest.raises(InputError, match="position_ids: the tokens of this model have no positions"):
+        bare(ids, position_ids=torch.zeros_like(ids))

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from text_helpers import text_model
 from torch import Tensor, nn
 from torch.nn import functional
 
 import zoo
+from zoo.errors import ConfigError
 from zoo.layout import Layout
 
 Model = Callable[..., Any]
@@ -218,3 +220,26 @@ def test_classifier(model_of: Model, fields: dict[str, Any]) -> None:
     close(head(x, Layout())["logits"], scores(pooled))
     if fields.get("dropout"):
         close(head.train()(x, Layout())["logits"], scores(torch.zeros_like(pooled)))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_parallel_branches_read_the_same_tokens(shared: bool) -> None:
+    model = text_model(overrides={"stack.block": {"order": "parallel", "shared_norm": shared}, "stack.depth": 1})
+    block, x = model.stack.layers[0], torch.randn(2, 5, 24, dtype=torch.float64)
+    normed = block.attention_norm(x)
+    other = normed if shared else block.feedforward_norm(x)
+    expected = x + block.attention(normed, Layout())[0] + block.feedforward(other)
+    assert (block.feedforward_norm is None) == shared
+    assert torch.equal(block(x, Layout())[0], expected)
+
+
+def test_only_parallel_branches_can_share_a_norm() -> None:
+    with pytest.raises(ConfigError, match=r"stack\.block\.shared_norm: the branches of order 'post' read different tokens"):
+        text_model(overrides={"stack.block.shared_norm": True})
+
+
+def test_positions_stand_where_they_act() -> None:
+    with pytest.raises(ConfigError, match=r"attention\.position: 'learned' is added to the tokens, so it stands at embedding"):
+        text_model(overrides={"stack.block.attention.position": {"type": "learned", "length": 9}})
+    with pytest.raises(ConfigError, match=r"embedding\.position: 'rotary' acts inside of attention, so it stands at stack"):
+        text_model(overrides={"embedding.position": "rotary"})

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from zoo import kernel
-from zoo.config import Config, Problem, Slot
+from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import PositiveInt, Probability
 from zoo.layout import Layout
 from zoo.registry import make
@@ -34,6 +34,8 @@ class AttentionConfig(Config):
     """A norm over each head's queries and keys (one for each of the two)."""
     output_norm: Annotated[Config | None, Slot("norm", optional=True)] = None
     """A norm over the joined heads, before the output projection."""
+    position: Annotated[Config | None, Slot("position", default="rotary", optional=True)] = None
+    """How queries and keys know their places, beside what the embedding adds."""
     scale: Annotated[float, Field(gt=0)] | None = None
     """What the scores are multiplied by (default: 1 / sqrt(head_size))."""
     causal: bool = False
@@ -48,6 +50,13 @@ class AttentionConfig(Config):
             yield ("heads",), f"width {width} is not divisible by {self.heads} heads; {best} would do, or set head_size"
         if self.kv_heads is not None and self.heads % self.kv_heads:
             yield ("kv_heads",), f"{self.heads} heads cannot share {self.kv_heads} heads of keys and values evenly"
+        if self.position is not None:
+            if getattr(self.position, "where", None) != "attention":
+                kind = getattr(self.position, "type")
+                yield ("position",), f"{kind!r} is added to the tokens, so it stands at embedding.position"
+            else:
+                context |= {"head_size": self.head_size or max(width // self.heads, 1), "heads": self.heads}
+                yield from within("position", self.position.problems(width=width, **context))
 
 
 class HookPoint(nn.Module):
@@ -77,6 +86,7 @@ class Attention(nn.Module):
         "value": "column",
         "query_norm": "head",
         "key_norm": "head",
+        "position": "head",
         "output_norm": "whole",
         "output": "row",
     }
@@ -97,6 +107,7 @@ class Attention(nn.Module):
         self.value = kernel.Linear(width, kv_inner, config.bias)
         self.query_norm = make(config.qk_norm, width=self.head_size)
         self.key_norm = make(config.qk_norm, width=self.head_size)
+        self.position = make(config.position, head_size=self.head_size, heads=self.heads)
         self.pattern = HookPoint()
         self.output_norm = make(config.output_norm, width=inner)
         self.output = kernel.Linear(inner, width, config.output_bias)
@@ -117,6 +128,8 @@ class Attention(nn.Module):
         query, key, value = (self._split(each) for each in (query, key, value))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
+        if self.position is not None:
+            query, key = self.position.turned(query, key, layout)
         mixed, seen = self.attend(query, key, value, layout, weights)
         joined = mixed.transpose(1, 2).flatten(2)
         if self.output_norm is not None:
@@ -124,7 +137,10 @@ class Attention(nn.Module):
         return self.output(joined), seen
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
-        """Mixes the values: (batch, heads, tokens, head_size) each, in and out."""
+        """Mixes the values: (batch, heads, tokens, head_size) each, in and out.
+
+        A part that can decode hands its keys and values to `layout.cache`, which gives those of earlier tokens with them.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say who attends to whom")
 
     def _split(self, x: Tensor) -> Tensor:

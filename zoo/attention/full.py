@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from zoo import kernel
@@ -32,7 +34,10 @@ class FullAttention(Attention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
         if layout.mask is not None and layout.mask.shape[1] not in (1, query.shape[1]):
             raise InputError(f"attention_mask: for {layout.mask.shape[1]} heads, but there are {query.shape[1]}")
-        options: dict[str, Any] = {"mask": layout.mask, "causal": self.causal, "scale": self.scale}
+        if layout.cache is not None:
+            key, value = layout.cache.extend(key, value)
+        mask = self._scored(layout, query, key.shape[2])
+        options: dict[str, Any] = {"mask": mask, "causal": self.causal, "scale": self.scale}
         dropout = self.dropout if self.training else 0.0
         if layout.lengths is not None:
             return kernel.attention_by_text(query, key, value, layout.lengths, self.causal, self.scale, dropout), None
@@ -41,3 +46,19 @@ class FullAttention(Attention):
             return mixed(pattern, value, dropout), pattern if weights else None
         seen = attention_weights(query, key, **options) if weights else None
         return kernel.attention(query, key, value, dropout=dropout, shared=layout.shared, **options), seen
+
+    def _scored(self, layout: Layout, query: Tensor, keys: int) -> Tensor | None:
+        """What each token may attend to, with what relative positions add to its scores; made once for equal layers."""
+        mask = layout.allowed()
+        if self.position is None or not self.position.relative:
+            return mask
+        name = ("bias", self.position.identity)
+        known: Tensor | None = None if layout.shared is None or name[1] is None else layout.shared.get(name)
+        if known is None:
+            key_at = torch.arange(keys, device=query.device)[None]
+            known = self.position.bias(key_at[:, keys - query.shape[2] :], key_at).to(query.dtype)
+            if mask is not None:
+                known = known + mask if mask.is_floating_point() else known.masked_fill(~mask, -math.inf)
+            if layout.shared is not None and name[1] is not None:
+                layout.shared[name] = known
+        return known

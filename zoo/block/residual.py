@@ -21,7 +21,8 @@ class ResidualBlock(nn.Module):
 
     Papers: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762 (post-norm); Xiong et al. 2020,
     https://arxiv.org/abs/2002.04745 (pre-norm); Touvron et al. 2021, https://arxiv.org/abs/2103.17239
-    (layer scale); Liu et al. 2022, https://arxiv.org/abs/2111.09883 (norm of the branch).
+    (layer scale); Liu et al. 2022, https://arxiv.org/abs/2111.09883 (norm of the branch); Wang and Komatsuzaki 2021,
+    https://github.com/kingoflolz/mesh-transformer-jax (parallel).
     Shapes: (batch, tokens, width) -> (batch, tokens, width).
     """
 
@@ -29,10 +30,13 @@ class ResidualBlock(nn.Module):
         """Config of the `residual` block."""
 
         type: Literal["residual"] = "residual"
-        order: Literal["pre", "post", "branch"] = "pre"
-        """Where the norm stands: pre is x + f(norm(x)), post is norm(x + f(x)), branch is x + norm(f(x))."""
+        order: Literal["pre", "post", "branch", "parallel"] = "pre"
+        """Where the norm stands: pre is x + f(norm(x)), post is norm(x + f(x)), branch is x + norm(f(x)); in these the
+        feed-forward follows the attention. parallel is x + attention(norm(x)) + feedforward(norm(x))."""
         norm: Annotated[Config, Slot("norm", default="layer-norm")]
         """The norm; the two branches have one each."""
+        shared_norm: bool = False
+        """In parallel order: both branches read the same normed tokens, so that there is one norm instead of two."""
         attention: Annotated[Config, Slot("attention", default="full")]
         """The attention."""
         feedforward: Annotated[Config, Slot("feedforward", default="mlp")]
@@ -45,6 +49,8 @@ class ResidualBlock(nn.Module):
         """Fresh value of a learned factor for each channel of a branch's output; null for no such factor."""
 
         def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
+            if self.shared_norm and self.order != "parallel":
+                yield ("shared_norm",), f"the branches of order {self.order!r} read different tokens; only 'parallel' can share"
             yield from within("norm", self.norm.problems(width=width, **context))
             yield from within("attention", self.attention.problems(width=width, **context))
             yield from within("feedforward", self.feedforward.problems(width=width, **context))
@@ -55,7 +61,7 @@ class ResidualBlock(nn.Module):
         self.attention_norm = make(config.norm, width=width)
         self.attention = make(config.attention, width=width)
         self.attention_scale = LayerScale(width, config.layer_scale)
-        self.feedforward_norm = make(config.norm, width=width)
+        self.feedforward_norm = None if config.shared_norm else make(config.norm, width=width)
         self.feedforward = make(config.feedforward, width=width)
         self.feedforward_scale = LayerScale(width, config.layer_scale)
         given = config.attention_output_dropout
@@ -65,16 +71,26 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """The tokens after this block and, if asked for, the attention weights (batch, heads, tokens, tokens)."""
+        if self.order == "parallel":
+            return self._parallel(x, layout, weights)
         mixed, seen = self.attention(self._before(x, self.attention_norm), layout, weights=weights)
         x = self._add(x, self.attention_dropout(mixed), self.attention_scale, self.attention_norm)
         changed = self.feedforward(self._before(x, self.feedforward_norm))
         return self._add(x, self.dropout(changed), self.feedforward_scale, self.feedforward_norm), seen
 
-    def _before(self, x: Tensor, norm: nn.Module) -> Tensor:
-        normed: Tensor = norm(x) if self.order == "pre" else x
-        return normed
+    def _parallel(self, x: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
+        normed = self.attention_norm(x)
+        mixed, seen = self.attention(normed, layout, weights=weights)
+        changed = self.feedforward(normed if self.feedforward_norm is None else self.feedforward_norm(x))
+        mixed = self.drop_path(self.attention_scale(self.attention_dropout(mixed)))
+        return x + mixed + self.drop_path(self.feedforward_scale(self.dropout(changed))), seen
 
-    def _add(self, x: Tensor, branch: Tensor, scale: nn.Module, norm: nn.Module) -> Tensor:
+    def _before(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        return norm(x) if self.order == "pre" and norm is not None else x
+
+    def _add(self, x: Tensor, branch: Tensor, scale: nn.Module, norm: nn.Module | None) -> Tensor:
+        if norm is None:
+            return x + self.drop_path(scale(branch))
         if self.order == "branch":
             branch = norm(branch)
         x = x + self.drop_path(scale(branch))

@@ -13,7 +13,7 @@ from torch.nn import functional
 from zoo import kernel
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import Count, Pair, PositiveInt, Probability
-from zoo.embedding.base import EmbeddingConfig
+from zoo.embedding.base import EmbeddingConfig, misplaced
 from zoo.errors import InputError
 from zoo.layout import Layout
 from zoo.registry import make
@@ -82,7 +82,9 @@ class PatchEmbedding(nn.Module):
                 yield ("image_size",), f"{what}, which `edges: {self.edges}` needs for images of a fixed size"
             for name in ("norm", "output_norm", "position"):
                 part = getattr(self, name)
-                if part is not None:
+                wrong = list(misplaced(part)) if name == "position" else []
+                yield from wrong
+                if part is not None and not wrong:
                     yield from within(name, part.problems(width=width, grid=self.grid, **context))
 
     inputs = ("pixel_values",)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from zoo import kernel
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import Count, PositiveInt, Probability
-from zoo.embedding.base import EmbeddingConfig
+from zoo.embedding.base import EmbeddingConfig, misplaced
 from zoo.errors import InputError
 from zoo.layout import Layout
 from zoo.registry import make
@@ -33,6 +33,9 @@ class TokenEmbedding(nn.Module):
         """How many different tokens there are."""
         segments: Count = 0
         """How many segments (`token_type_ids`) are told apart; 0 has no vectors for them."""
+        segment_vectors: Literal["own", "tokens"] = "own"
+        """Whose vectors those of segments are: their own, or those of tokens, so that `token_type_ids` are tokens too and
+        add nothing where they are left out (GPT-2)."""
         padding: Count | None = None
         """The token that fills rows up. Its vector is zero when fresh and gets no gradient; it is masked only if the caller
         says so."""
@@ -52,6 +55,8 @@ class TokenEmbedding(nn.Module):
         def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
             if self.padding is not None and self.padding >= self.vocabulary:
                 yield ("padding",), f"{self.padding} is none of the vocabulary's 0 to {self.vocabulary - 1}"
+            if self.segment_vectors == "tokens" and self.segments:
+                yield ("segments",), "the segments are tokens (`segment_vectors`), so they have no vectors of their own"
             if self.count == "unpadded" and self.padding is None:
                 yield ("count",), "'unpadded' needs to know which token is `padding`"
             if getattr(self.position, "type", None) == "learned":
@@ -62,11 +67,15 @@ class TokenEmbedding(nn.Module):
                     yield ("position", "length"), f"the first token of a text has position {first + 1} already"
             for name in ("position", "norm"):
                 part = getattr(self, name)
-                if part is not None:
+                wrong = list(misplaced(part)) if name == "position" else []
+                yield from wrong
+                if part is not None and not wrong:
                     yield from within(name, part.problems(width=width, **context))
 
     inputs = ("input_ids",)
     options = ("token_type_ids", "position_ids", "sequence_ids")
+    continues: ClassVar[bool] = True
+    """Whether it can embed tokens that follow others (`past`)."""
 
     def __init__(self, config: Config, *, width: int) -> None:
         super().__init__()
@@ -84,6 +93,7 @@ class TokenEmbedding(nn.Module):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         sequence_ids: Tensor | None = None,
+        past: int = 0,
     ) -> tuple[Tensor, Layout]:
         """Embeds a batch of texts.
 
@@ -93,24 +103,29 @@ class TokenEmbedding(nn.Module):
             position_ids: (batch or 1, tokens), the place of each token (default: counted as the config says).
             sequence_ids: (batch, tokens), where rows hold several texts: which text each token belongs to. Positions
                 then start anew with each text, and no token attends to another text.
+            past: how many tokens of each text came before these.
 
         Raises:
             InputError: a shape, a type or a number that does not fit.
         """
         ids = self._checked("input_ids", input_ids, None, self.config.vocabulary)
         choices = ids.shape[1] if ids.ndim == 3 else None
-        segments = self._checked("token_type_ids", token_type_ids, ids, max(self.config.segments, 1))
+        among_tokens = self.config.segment_vectors == "tokens"
+        kinds = self.config.vocabulary if among_tokens else max(self.config.segments, 1)
+        segments = self._checked("token_type_ids", token_type_ids, ids, kinds)
         given = self._checked("position_ids", position_ids, ids, None)
         texts = self._checked("sequence_ids", sequence_ids, ids, None)
         if choices is not None:
             ids, segments, given, texts = (
                 each.flatten(0, 1) if each is not None and each.ndim == 3 else each for each in (ids, segments, given, texts)
             )
-        positions = self._positions(ids, texts) if given is None else given
-        layout = Layout(positions=positions, texts=texts, choices=choices, table=self.table)
+        positions = self._positions(ids, texts, past) if given is None else given
+        layout = Layout(positions=positions, texts=texts, choices=choices, ids=ids, past=past, table=self.table)
         x = functional.embedding(ids, self.table, padding_idx=self.config.padding)  # which gets no gradient
         if self.segment is not None:
             x = x + (self.segment[0] if segments is None else functional.embedding(segments, self.segment))
+        elif among_tokens and segments is not None:
+            x = x + functional.embedding(segments, self.table, padding_idx=self.config.padding)
         if self.position is not None:
             x = self.position(x, layout)
         if self.norm is not None:
@@ -122,12 +137,12 @@ class TokenEmbedding(nn.Module):
         if self.segment is not None:
             init.table(self.segment, None)
 
-    def _positions(self, ids: Tensor, texts: Tensor | None) -> Tensor | None:
+    def _positions(self, ids: Tensor, texts: Tensor | None, past: int) -> Tensor | None:
         padding = self.config.padding
         if self.config.count == "unpadded" and padding is not None:
             real = (ids != padding).to(torch.int64)
             counted = real.cumsum(1) if texts is None else _counted(texts, real)
-            return counted * real + padding
+            return (counted + past) * real + padding
         return None if texts is None else _counted(texts, torch.ones_like(ids)) - 1
 
     def _checked(self, name: str, ids: Tensor | None, like: Tensor | None, number: int | None) -> Any:
@@ -143,8 +158,6 @@ class TokenEmbedding(nn.Module):
             raise InputError(f"{name}: expected whole numbers of shape (batch, tokens), got {shape}")
         if like is None and 0 in ids.shape[1:]:
             raise InputError(f"{name}: a text has at least one token, got shape {tuple(ids.shape)}")
-        if name == "position_ids" and self.position is None:
-            raise InputError(f"{name}: the tokens of this model have no positions")
         shared = name == "position_ids" and like is not None and tuple(ids.shape) == (1, like.shape[-1])
         if like is not None and ids.shape != like.shape and not shared:
             raise InputError(f"{name}: expected shape {tuple(like.shape)}, as input_ids, got {tuple(ids.shape)}")

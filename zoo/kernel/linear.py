@@ -8,11 +8,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernel.packed import Prepared, bare, product, worth_it
+from zoo.kernel.packed import AVAILABLE, WEIGHTS, Prepared, bare, product, worth_it
+from zoo.kernel.switch import fast, product_dtype
+
+FEW = range(2, 33)  # rows
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(..., inputs) x (outputs, inputs) -> (..., outputs), for a weight that belongs to no module."""
+    """(..., inputs) x (outputs, inputs) -> (..., outputs), for a weight that belongs to no module.
+
+    Scoring a few tokens by a large table, without gradients and in float32, is oneDNN's product (8 rows, 50257 x 768 on a
+    2-core AVX-512 server: 8.7 ms against 14.4; 4 rows 7.6 against 9.5; one row is all reading, 4.4 either way).
+    """
+    columns = weight.shape[-1]
+    if (
+        not torch.is_grad_enabled()
+        and AVAILABLE
+        and x.numel() // max(columns, 1) in FEW
+        and weight.numel() >= WEIGHTS
+        and fast()
+    ):
+        whole = weight.is_contiguous() and x.dim() > 1 and x.shape[-1] == columns
+        given = (x, weight) if bias is None else (x, weight, bias)
+        if whole and product_dtype(*given) == torch.float32:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            return y
     return F.linear(x, weight, bias)
 
 

@@ -16,8 +16,10 @@ The rule. A prepared weight is made when
     ones 1.04 to 1.08, and 1.2 to 1.9 with 4 to 64 rows);
   - the same module met the same number of rows in the call before (the float32 layout depends on it).
 One prepared weight is kept per module, or per group of modules that read one input (query, key, value), where
-they form one product. A module that meets ever changing numbers of rows must see each twice as often as the
-last before it prepares again, so that a varying workload ends as the plain call.
+they form one product. Another number of rows in between, such as a prompt before tokens are generated one at a time,
+is computed the plain way and leaves it alone. When another number has come often enough in a row, the weight is prepared
+anew, and the next change takes twice as often; what was not used in 256 calls is freed. So a varying workload ends as
+the plain call.
 
 Memory: at most one more copy of the weights (float32; half of that in bfloat16). `zoo.kernel.plain()` or
 ZOO_KERNEL=plain turns it off; `Linear.forget()`, `.train()`, `.to()` and loading a state dict free it.
@@ -42,6 +44,7 @@ from zoo.kernel.switch import fast, product_dtype
 
 ROWS = range(4, 2049)
 WEIGHTS, WEIGHTS_BFLOAT16 = 2**20, 2**15
+UNUSED = 256  # calls
 
 
 class Source:
@@ -71,33 +74,39 @@ class Source:
 
 
 class Prepared:
-    """What a `Linear` remembers: the last number of rows, how often it came, and the prepared weight."""
+    """What a `Linear` remembers: the last number of rows, how often it came, and the prepared weight, of which rows."""
 
-    __slots__ = ("dtype", "outputs", "patience", "rows", "seen", "sources", "weight")
+    __slots__ = ("dtype", "made_for", "missed", "outputs", "patience", "rows", "seen", "sources", "weight")
 
     def __init__(self) -> None:
         self.rows, self.dtype, self.seen, self.patience = 0, torch.float32, 0, 2
+        self.made_for, self.missed = (0, torch.float32), 0
         self.sources: tuple[Source, ...] = ()
         self.weight: Tensor | None = None
         self.outputs = 0
 
     def holds(self, weights: list[Tensor], rows: int, dtype: torch.dtype) -> bool:
         """Whether the prepared weight is of these weights as they are now; prepares it when it is time to."""
-        if self.weight is not None and rows == self.rows and dtype == self.dtype:
-            if len(weights) == len(self.sources) and all(map(Source.unchanged, self.sources, weights)):
-                return True
-            self.weight, self.seen = None, 1
         if (rows, dtype) != (self.rows, self.dtype):
-            if self.weight is not None:
-                self.patience *= 2
-            self.weight, self.sources = None, ()
             self.rows, self.dtype, self.seen = rows, dtype, 0
+        if self.weight is not None and (rows, dtype) == self.made_for:
+            if len(weights) == len(self.sources) and all(map(Source.unchanged, self.sources, weights)):
+                self.missed = 0
+                return True
+            self.weight, self.sources, self.seen = None, (), 1
         self.seen += 1
-        if self.seen >= self.patience:
-            self._prepare(weights, rows, dtype)
-        return self.weight is not None
+        self.missed += 1
+        if self.seen < self.patience:
+            if self.missed >= UNUSED:
+                self.weight, self.sources = None, ()
+            return False
+        if self.weight is not None:
+            self.patience *= 2
+        self._prepare(weights, rows, dtype)
+        return True
 
     def _prepare(self, weights: list[Tensor], rows: int, dtype: torch.dtype) -> None:
+        self.made_for, self.missed = (rows, dtype), 0
         self.sources = tuple(Source(weight) for weight in weights)
         joined = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
         if dtype == torch.float32:

@@ -8,13 +8,23 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
+from zoo.cache import Cache
 from zoo.config import Config, Slot
 from zoo.errors import InputError, did_you_mean, one_of
 from zoo.layout import Layout
 from zoo.registry import make
 
-CALL_ARGUMENTS = ("attention_mask", "score_mask", "output_hidden_states", "output_attentions")
+CALL_ARGUMENTS = (
+    "attention_mask",
+    "score_mask",
+    "logits_to_keep",
+    "past_key_values",
+    "use_cache",
+    "output_hidden_states",
+    "output_attentions",
+)
 """What the call of every model takes beside its inputs."""
 
 
@@ -33,6 +43,7 @@ class Model(nn.Module):
     """An assembly of parts, with the frozen config that describes it."""
 
     config: Any
+    embedding: Any
     stack: Any
     load_report: Any = None
     """What loading did with each tensor; None for a model with fresh weights."""
@@ -55,6 +66,16 @@ class Model(nn.Module):
     def num_parameters(self) -> int:
         """How many parameters the model has, shared ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def new_cache(self, capacity: int | None = None) -> Cache:
+        """An empty cache for `past_key_values`, with room for `capacity` tokens at once; more is taken when more come.
+
+        Raises:
+            InputError: tokens of this model depend on later ones, so that nothing can be kept.
+        """
+        if not getattr(self.stack, "decodes", False) or not getattr(self.embedding, "continues", False):
+            raise InputError("use_cache: tokens of this model depend on later ones; only causal attention can be continued")
+        return Cache(len(self.stack.layers), capacity)
 
     @property
     def device(self) -> torch.device:
@@ -112,37 +133,45 @@ def chosen(choice: Any, available: int, name: str) -> list[int]:
     return wanted
 
 
-def masked(layout: Layout, attention_mask: Tensor | None, shape: tuple[int, int]) -> Layout:
-    """The layout with what each token may attend to, of what the caller says and what texts are packed into a row.
+def masked(layout: Layout, attention_mask: Tensor | None, shape: tuple[int, int], cache: Cache | None = None) -> Layout:
+    """The layout with what the caller lets each token attend to.
 
     Args:
-        attention_mask: (batch, tokens), 1 for real tokens; or whatever is to be masked, as (batch or 1, heads or 1, tokens,
-            tokens), true where a token may attend to another, or a float to be added to the scores.
+        attention_mask: (batch, past + tokens), 1 for real tokens; or whatever is to be masked, as (batch or 1, heads or 1,
+            tokens, past + tokens), true where a token may attend to another, or a float to be added to the scores.
         shape: (batch, tokens).
+        cache: the tokens of the past; it remembers which of them, and of these, are real.
 
     Raises:
         InputError: no mask, one of another shape, or a mask of scores for packed texts.
     """
     mask, real = None, None
+    batch, tokens = shape
+    keys = tokens if cache is None else tokens + len(cache)
     if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.is_complex()):
         found = attention_mask.dtype if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
         raise InputError(f"attention_mask: expected a tensor of 0 and 1, or of scores, got {found}")
     if attention_mask is not None and attention_mask.ndim == 3 and attention_mask.shape[1] == layout.choices:
         attention_mask = attention_mask.flatten(0, 1)
     if attention_mask is not None and attention_mask.ndim == 4:
-        batch, tokens = shape
-        if attention_mask.shape[0] not in (1, batch) or tuple(attention_mask.shape[2:]) not in ((tokens, tokens), (1, tokens)):
-            wanted = f"({batch}, 1, {tokens}, {tokens})"
-            raise InputError(f"attention_mask: expected shape {shape} or {wanted}, got {tuple(attention_mask.shape)}")
+        if attention_mask.shape[0] not in (1, batch) or tuple(attention_mask.shape[2:]) not in ((tokens, keys), (1, keys)):
+            wanted = f"{(batch, keys)} or {(batch, 1, tokens, keys)}"
+            raise InputError(f"attention_mask: expected shape {wanted}, got {tuple(attention_mask.shape)}")
         mask = attention_mask if attention_mask.is_floating_point() else attention_mask.bool()
     elif attention_mask is not None:
-        if tuple(attention_mask.shape) != shape:
-            raise InputError(f"attention_mask: expected shape {shape} (batch, tokens), got {tuple(attention_mask.shape)}")
+        if tuple(attention_mask.shape) != (batch, keys):
+            what = "(batch, tokens)" if keys == tokens else f"(batch, {keys - tokens} tokens in the cache + {tokens})"
+            raise InputError(f"attention_mask: expected shape {(batch, keys)} {what}, got {tuple(attention_mask.shape)}")
         real = attention_mask.bool()
+    elif cache is not None and cache.real is not None:
+        real = functional.pad(cache.real, (0, tokens), value=True)
+    if real is not None:
         mask = real[:, None, None, :]
-    if layout.texts is not None:
-        same = (layout.texts[:, :, None] == layout.texts[:, None, :])[:, None]
-        if mask is not None and mask.is_floating_point():
-            raise InputError("attention_mask: scores cannot be given beside sequence_ids; use a mask of true and false")
-        mask = same if mask is None else mask & same
-    return layout._replace(mask=mask, real=real, shared={})
+    if layout.texts is not None and mask is not None and mask.is_floating_point():
+        raise InputError("attention_mask: scores cannot be given beside sequence_ids; use a mask of true and false")
+    if cache is not None:
+        if layout.texts is not None:
+            raise InputError("sequence_ids: texts packed into a row cannot be continued; give each a row of its own")
+        cache.real = real
+        real = None if real is None else real[:, keys - tokens :]
+    return layout._replace(mask=mask, real=real, cache=cache, shared={})

@@ -9,6 +9,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
+from zoo.cache import Cache
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import raise_problems
 from zoo.errors import InputError
@@ -61,6 +62,9 @@ class Transformer(Model):
         *inputs: Tensor,
         attention_mask: Tensor | None = None,
         score_mask: Tensor | None = None,
+        logits_to_keep: int | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
         output_hidden_states: Any = False,
         output_attentions: Any = False,
         **named: Any,
@@ -73,9 +77,14 @@ class Transformer(Model):
                 `token_type_ids`, `position_ids`, `sequence_ids`.
             attention_mask: (batch, tokens), 1 for tokens that may be attended to; or (batch, 1, tokens, tokens), true
                 where one token may attend to another, or a float to be added to the scores. A token that may attend
-                to none gets zeros from the attention.
+                to none gets zeros from the attention. Tokens of the past count too, at the front; without a mask they
+                are masked as they were when they came.
             score_mask: (batch, tokens), true for the tokens that a head which scores each token is to score; its logits
                 are then (number of these tokens, classes), row by row. Scoring few tokens saves most of a large head.
+            logits_to_keep: the head scores only so many tokens at the end; 0 stands for all.
+            past_key_values: what an earlier call with `use_cache` gave. These tokens then follow those, and are added to it
+                in place. Positions go on counting, padding included, unless `position_ids` says otherwise.
+            use_cache: whether to keep keys and values for tokens to come (default: if there are `past_key_values`).
             output_hidden_states: all states, or a list of those wanted: 0 is the embedding, n is
                 what the n-th block gives, negative numbers count from the last.
             output_attentions: attention weights of all layers, or of a list of layers from 0.
@@ -84,8 +93,11 @@ class Transformer(Model):
             InputError: an input that does not fit, or an argument that this model cannot honour.
         """
         given = bind(inputs, named, self.embedding.inputs, self.embedding.options)
-        x, layout = self.embedding(**given)
-        layout = masked(layout, attention_mask, (x.shape[0], x.shape[1]))
+        if given.get("position_ids") is not None and not self._placed():
+            raise InputError("position_ids: the tokens of this model have no positions")
+        cache = self._cache(past_key_values, use_cache)
+        x, layout = self.embedding(**given, **({} if cache is None else {"past": len(cache)}))
+        layout = masked(layout, attention_mask, (x.shape[0], x.shape[1]), cache)
         depth = len(self.stack.layers)
         states = chosen(output_hidden_states, depth + 1, "output_hidden_states")
         maps = chosen(output_attentions, depth, "output_attentions")
@@ -94,11 +106,33 @@ class Transformer(Model):
             last_hidden_state=x,
             hidden_states=tuple(kept[index] for index in states) if states else None,
             attentions=tuple(seen[index] for index in maps) if maps else None,
-            **self._answers(x, layout, score_mask),
+            past_key_values=cache,
+            **self._answers(x, layout, score_mask, logits_to_keep),
         )
 
-    def _answers(self, x: Tensor, layout: Layout, score_mask: Tensor | None) -> dict[str, Tensor]:
+    def _placed(self) -> bool:
+        """Whether anything asks where tokens stand."""
+        blocks = (getattr(layer, "attention", None) for layer in self.stack.layers)
+        return any(getattr(part, "position", None) is not None for part in (self.embedding, *blocks))
+
+    def _cache(self, past: Any, use: bool | None) -> Cache | None:
+        """What to keep keys and values in, if they are to be kept."""
+        if past is not None and not isinstance(past, Cache):
+            raise InputError(f"past_key_values: expected what an earlier call gave, got {type(past).__name__}")
+        if past is None:
+            return self.new_cache() if use else None
+        if use is False:
+            raise InputError("use_cache: tokens are added to the past_key_values; copy.deepcopy keeps them as they are")
+        if len(past.layers) != len(self.stack.layers):
+            raise InputError(f"past_key_values: of {len(past.layers)} layers, but this model has {len(self.stack.layers)}")
+        return past
+
+    def _answers(
+        self, x: Tensor, layout: Layout, score_mask: Tensor | None, logits_to_keep: int | None = None
+    ) -> dict[str, Tensor]:
         """What the head gives."""
+        if logits_to_keep:
+            return self._last_answers(x, layout, score_mask, logits_to_keep)
         if score_mask is None:
             answers: dict[str, Tensor] = {} if self.head is None else self.head(x, layout)
             return answers
@@ -112,6 +146,19 @@ class Transformer(Model):
             kind = repr(getattr(self.config.head, "type")) if self.head is not None else "none"
             raise InputError(f"score_mask: this needs a head that scores each token by itself, and this is {kind}")
         return {"logits": given["logits"][0]}
+
+    def _last_answers(self, x: Tensor, layout: Layout, score_mask: Tensor | None, number: Any) -> dict[str, Tensor]:
+        """What the head gives for the last tokens."""
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0 or score_mask is not None:
+            what = "cannot be given beside score_mask" if score_mask is not None else f"expected 0 or more, got {number!r}"
+            raise InputError(f"logits_to_keep: {what}")
+        number = min(number, x.shape[1])
+        real = None if layout.real is None else layout.real[:, -number:]
+        given: dict[str, Tensor] = {} if self.head is None else self.head(x[:, -number:], layout._replace(real=real))
+        if "logits" not in given or given["logits"].ndim != 3 or given["logits"].shape[1] != number:
+            kind = repr(getattr(self.config.head, "type")) if self.head is not None else "none"
+            raise InputError(f"logits_to_keep: this needs a head that scores each token by itself, and this is {kind}")
+        return given
 
 
 def head_context(config: Any, width: int) -> dict[str, Any]:

@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Hashable
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.layout import Layout
 
 
 class PositionConfig(Config):
     """Fields of every position."""
 
     kind: ClassVar[str] = "position"
+    where: ClassVar[Literal["embedding", "attention"]] = "embedding"
+    """Which slot the part fits: it is added to the tokens of an embedding, or acts inside of an attention."""
+
+
+class AttentionPosition(nn.Module):
+    """A position that acts inside of attention: it turns queries and keys, or adds to the scores.
+
+    A part is built with the `head_size` and the number of `heads`, and overrides `turned`, or `bias` beside `relative`.
+    """
+
+    relative: ClassVar[bool] = False
+    """Whether `bias` adds something to the scores."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Parts of equal identity have equal biases, which the layers of one forward then share; None shares nothing."""
+        return None
+
+    def turned(self, query: Tensor, key: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Queries and keys that know their places: (batch, heads, tokens, head_size) and (batch, key heads, ...)."""
+        return query, key
+
+    def bias(self, query_at: Tensor, key_at: Tensor) -> Tensor:
+        """What is added to the scaled scores of queries and keys at these places, counted in their row from 0.
+
+        Shapes: (batch or 1, queries), (batch or 1, keys) -> (batch or 1, heads, queries, keys).
+        """
+        raise NotImplementedError(f"{type(self).__name__} says nothing of pairs of places")

@@ -60,16 +60,16 @@ class LearnedPosition(nn.Module):
     def at(self, layout: Layout, tokens: int) -> Tensor:
         """The table for these tokens (tokens, width), or (batch, tokens, width) where each text has its own positions."""
         if self.grid is None:
-            return self._of_text(layout.positions, tokens)
+            return self._of_text(layout.positions, tokens, layout.past)
         if layout.grid is not None and layout.resample and self._differs(layout.grid, tokens):
             return resample(self.table, self._trained_grid(layout.prefix), layout.grid, layout.prefix, self.config)
         if tokens != self.length:
             raise InputError(f"{tokens} tokens, but the position table has {self.length} rows")
         return self.table
 
-    def _of_text(self, positions: Tensor | None, tokens: int) -> Tensor:
+    def _of_text(self, positions: Tensor | None, tokens: int, past: int) -> Tensor:
         if positions is None:
-            last = tokens - 1
+            last = past + tokens - 1
         elif positions.numel() and kernel.readable(positions):
             last = int(positions.max())
             if int(positions.min()) < 0:
@@ -79,7 +79,7 @@ class LearnedPosition(nn.Module):
         if last >= self.length:
             raise InputError(f"position {last} is beyond the table of {self.length} learned positions")
         if positions is None:
-            return self.table[:tokens]
+            return self.table[past : past + tokens]
         return functional.embedding(positions, self.table, padding_idx=self.padding)
 
     def initialize(self, init: Any) -> None:

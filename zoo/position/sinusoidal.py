@@ -46,7 +46,7 @@ class SinusoidalPosition(nn.Module):
     def at(self, layout: Layout, tokens: int, device: Any = None) -> Tensor:
         """The vectors of these tokens, (tokens, width) or (batch, tokens, width), rounded to float32."""
         # angles in float64: in less, positions of some thousands already lose digits
-        first = torch.arange(tokens, dtype=torch.float64, device=device)
+        first = torch.arange(layout.past, layout.past + tokens, dtype=torch.float64, device=device)
         position = (first if layout.positions is None else layout.positions.to(torch.float64))[..., None]
         exponent = torch.arange(0, self.width, 2, dtype=torch.float64, device=device) / self.width
         angle = position / self.config.base**exponent

@@ -16,7 +16,7 @@ def without_padding(x: Tensor, layout: Layout) -> tuple[Tensor, Layout, Tensor] 
     None where nothing is to be left out: no padding, or a mask that says more than which tokens are padding.
     """
     real = layout.real
-    if real is None or layout.texts is not None or not readable(real, wait=True):
+    if real is None or layout.texts is not None or layout.cache is not None or not readable(real, wait=True):
         return None
     lengths = real.sum(1).tolist()
     if sum(lengths) in (0, real.numel()):

@@ -13,6 +13,7 @@ from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import PositiveInt, Probability, raise_problems
 from zoo.config.merge import difference, merge
 from zoo.config.messages import found
+from zoo.errors import InputError
 from zoo.layout import Layout
 from zoo.registry import make, part
 from zoo.stack.base import StackConfig
@@ -83,6 +84,10 @@ class UniformStack(nn.Module):
                     kind = getattr(attention, "type", "none")
                     yield ("padding",), f"attention {kind!r} cannot leave padding out; use padding: compute"
                     return
+                position = getattr(attention, "position", None)
+                if position is not None and part("position", position.type).relative:
+                    yield ("padding",), f"positions of type {position.type!r} cannot leave padding out; use padding: compute"
+                    return
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -95,6 +100,11 @@ class UniformStack(nn.Module):
         self.final_norm = make(config.final_norm, width=config.width)
         self.checkpointing = False
         self.skips_padding = config.padding == "skip"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether no token depends on later ones, so that keys and values can be kept."""
+        return all(getattr(getattr(layer, "attention", None), "causal", False) for layer in self.layers)
 
     def forward(
         self, x: Tensor, layout: Layout, *, hidden_states: Collection[int] = (), attentions: Collection[int] = ()
@@ -121,11 +131,15 @@ class UniformStack(nn.Module):
         self, x: Tensor, layout: Layout, hidden_states: Collection[int], attentions: Collection[int]
     ) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
         states, seen = ({0: x} if 0 in hidden_states else {}), {}
+        cache = layout.cache
+        if cache is not None and self.checkpointing and self.training:
+            raise InputError("use_cache: gradient checkpointing computes blocks twice in training, which a cache forbids")
         for number, layer in enumerate(self.layers):
+            own = layout if cache is None else layout._replace(cache=cache.layers[number])
             if self.checkpointing and self.training:
-                x, weights = checkpoint(layer, x, layout, weights=number in attentions, use_reentrant=False)
+                x, weights = checkpoint(layer, x, own, weights=number in attentions, use_reentrant=False)
             else:
-                x, weights = layer(x, layout, weights=number in attentions)
+                x, weights = layer(x, own, weights=number in attentions)
             if number + 1 in hidden_states:
                 states[number + 1] = x
             if weights is not None:
