@@ -80,7 +80,13 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         mask = None if bool(attention_mask.all()) else attention_mask == 0
-        return self.encoder(self.embedding(input_ids), src_key_padding_mask=mask)
+        # its way around padding refuses autocast; then it computes padding too
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(before and not (torch.is_autocast_enabled("cpu") and mask is not None))
+        try:
+            return self.encoder(self.embedding(input_ids), src_key_padding_mask=mask)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
 
 
 def answer(model: nn.Module, texts: Mapping[str, Tensor]) -> Tensor:

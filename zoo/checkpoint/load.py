@@ -17,7 +17,7 @@ from zoo.config.merge import differing_fields
 from zoo.config.resolve import merge_overrides, resolve, resolve_unchanged, validate
 from zoo.errors import WeightsError
 from zoo.model.base import Model
-from zoo.model.construct import collection_paused, on_meta, read_device, read_dtype, set_parameter
+from zoo.model.construct import collection_paused, on_meta, read_device, read_dtype, set_parameters
 
 
 def load_model(source: str | Path, overrides: Mapping[str, Any] | None, device: Any, dtype: Any) -> Model:
@@ -81,16 +81,14 @@ def _filled(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dt
     else:
         fitted = _fit(tensors, source, model, source if unchanged == own else on_meta(unchanged), report)
     kind = dtype or _common_type(found, fitted)
-    fresh = [name for name, _ in model.named_parameters() if name not in fitted]
-    for name in fresh:
-        parameter = model.get_parameter(name)
-        set_parameter(model, name, torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu"))
+    fresh = {name: parameter for name, parameter in model.named_parameters() if name not in fitted}
     if fresh:
+        set_parameters(model, {name: torch.empty(each.shape, dtype=each.dtype, device="cpu") for name, each in fresh.items()})
         model.initialize_weights()  # what is still on the meta device is passed over
-    for name, tensor in fitted.items():
-        set_parameter(model, name, tensor)
+    set_parameters(model, fitted)
     model.load_report = report
-    return model.to(device=device, dtype=kind)
+    as_wanted = all(each.device == device and each.dtype == kind for each in model.parameters())
+    return model if as_wanted and not any(True for _ in model.buffers()) else model.to(device=device, dtype=kind)
 
 
 class _Match(NamedTuple):

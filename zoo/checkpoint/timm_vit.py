@@ -30,7 +30,7 @@ class TimmViT(Family):
     )
 
     def recognises(self, values: Mapping[str, Any]) -> bool:
-        return str(values.get("architecture")) in architectures()
+        return "architecture" in values and str(values["architecture"]) in architectures()
 
     def read_config(self, values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         fields = arguments(values)

@@ -55,6 +55,10 @@ class Linear(torch.nn.Linear):
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.forget()
 
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # shapes alone are drawn all the same, at the cost of a third of loading a model
+            super().reset_parameters()
+
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
         if not torch.compiler.is_compiling() and worth_it(self) and bare(self):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,19 +41,21 @@ def fresh(config: Any, device: Any = None, dtype: Any = None) -> Model:
         model = on_meta(config)
         if where.type == "meta":
             return model.to(kind)
-        for name, parameter in list(model.named_parameters()):
-            # torch's own `to_empty` imports its symbolic-shape machinery first, which takes half a second
-            set_parameter(model, name, torch.empty(parameter.shape, dtype=kind, device=where))
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        # torch's own `to_empty` imports its symbolic-shape machinery first, which takes half a second
+        set_parameters(model, {name: torch.empty(shape, dtype=kind, device=where) for name, shape in shapes.items()})
         model.initialize_weights()
     return model
 
 
-def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Puts `tensor` itself, not a copy, where the parameter `name` is."""
-    owner, _, attribute = name.rpartition(".")
-    module = model.get_submodule(owner)
-    old = module._parameters[attribute]
-    setattr(module, attribute, nn.Parameter(tensor, requires_grad=old is None or old.requires_grad))
+def set_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts these tensors themselves, no copies, where the parameters of these names are."""
+    modules = dict(model.named_modules())
+    for name, tensor in tensors.items():
+        owner, _, attribute = name.rpartition(".")
+        parameters = modules[owner]._parameters
+        old = parameters[attribute]
+        parameters[attribute] = nn.Parameter(tensor, requires_grad=old is None or old.requires_grad)
 
 
 def read_device(device: Any) -> torch.device:

@@ -26,5 +26,9 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, config: Config, *, width: int) -> None:
         super().__init__(width, eps=config.eps, bias=config.bias)
 
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # shapes have no values, and torch would take its time over them
+            super().reset_parameters()
+
     def forward(self, x: Tensor) -> Tensor:
         return kernel.layer_norm(x, self.weight, self.bias, self.eps)
