@@ -37,6 +37,9 @@ class Layout(NamedTuple):
     mask: Tensor | None = None
     """What the caller lets each token attend to, as (batch, 1, 1 or tokens, past + tokens): true, or a float to be added to
     the scores; None where all may be attended to. Of packed texts it says nothing: see `allowed`."""
+    global_tokens: Any = None
+    """(batch, tokens), true for those which the caller lets see all tokens and be seen by all, in attention that is local
+    otherwise; None where the caller says nothing of them."""
     lengths: tuple[int, ...] | None = None
     """Of the texts that stand one after another in a single row, where padding is left out; None elsewhere."""
     shared: dict[Any, Any] | None = None

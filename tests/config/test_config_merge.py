@@ -70,7 +70,7 @@ def test_a_type_change_keeps_the_shared_fields_and_drops_the_rest() -> None:
 def test_a_type_change_drops_what_the_new_type_does_not_have() -> None:
     before = zoo.get_config("vit-tiny", {"stack.block.norm": {"eps": 0.5, "bias": False}})
     after = zoo.get_config(before, {"stack.block.norm": "rms-norm"}).stack.block.norm
-    assert after.model_dump() == {"type": "rms-norm", "eps": 0.5}
+    assert after.model_dump() == {"type": "rms-norm", "eps": 0.5, "precision": "same"}
 
 
 def test_a_type_change_without_shared_fields_starts_from_the_defaults() -> None:

@@ -81,7 +81,7 @@ def test_extends_in_another_folder(tmp_path: Path) -> None:
 
 def test_extends_changes_a_type_by_the_rule(tmp_path: Path) -> None:
     path = write(tmp_path, child="extends: vit-tiny\nstack: {block: {norm: rms-norm}}\n")
-    assert zoo.get_config(path).stack.block.norm.model_dump() == {"type": "rms-norm", "eps": 1e-6}
+    assert zoo.get_config(path).stack.block.norm.model_dump() == {"type": "rms-norm", "eps": 1e-6, "precision": "same"}
 
 
 @pytest.mark.parametrize("parents", [{"a": "extends: a.yaml"}, {"a": "extends: b.yaml", "b": "extends: a.yaml"}])

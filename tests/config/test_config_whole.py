@@ -81,7 +81,7 @@ def test_a_pattern_is_stored_as_what_differs() -> None:
     config = zoo.get_config("vit-tiny", {"stack.pattern": [{"dropout": 0.0}, {"norm": "rms-norm", "attention": {"heads": 3}}]})
     first, second = config.stack.pattern
     assert first == {}, "a change to the same value is none"
-    assert second == {"norm": {"type": "rms-norm", "eps": 1e-6}}
+    assert second == {"norm": {"type": "rms-norm", "eps": 1e-6, "precision": "same"}}
 
 
 def test_equal_patterns_in_other_words_are_equal_configs() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from text_helpers import text_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -91,7 +90,7 @@ def test_block_orders(model_of: Model, order: str, scale: float | None) -> None:
         (block.feedforward, block.feedforward_norm, block.feedforward_scale),
     )
     for branch, norm, factor in branches:
-        gamma = 1.0 if factor.weight is None else factor.weight
+        gamma = 1.0 if factor is None else factor.weight
         if order == "pre":
             x = x + gamma * branch(norm(x))
         else:
@@ -224,8 +223,8 @@ def test_classifier(model_of: Model, fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_parallel_branches_read_the_same_tokens(shared: bool) -> None:
-    model = text_model(overrides={"stack.block": {"order": "parallel", "shared_norm": shared}, "stack.depth": 1})
-    block, x = model.stack.layers[0], torch.randn(2, 5, 24, dtype=torch.float64)
+    change = {"stack.block": {"order": "parallel", "shared_norm": shared}, "stack.depth": 1}
+    block, x = zoo.build("bert-tiny", change, dtype="float64").eval().stack.layers[0], torch.randn(2, 5, 128).double()
     normed = block.attention_norm(x)
     other = normed if shared else block.feedforward_norm(x)
     expected = x + block.attention(normed, Layout())[0] + block.feedforward(other)
@@ -235,11 +234,11 @@ def test_parallel_branches_read_the_same_tokens(shared: bool) -> None:
 
 def test_only_parallel_branches_can_share_a_norm() -> None:
     with pytest.raises(ConfigError, match=r"stack\.block\.shared_norm: the branches of order 'post' read different tokens"):
-        text_model(overrides={"stack.block.shared_norm": True})
+        zoo.build("bert-tiny", {"stack.block.shared_norm": True})
 
 
 def test_positions_stand_where_they_act() -> None:
     with pytest.raises(ConfigError, match=r"attention\.position: 'learned' is added to the tokens, so it stands at embedding"):
-        text_model(overrides={"stack.block.attention.position": {"type": "learned", "length": 9}})
+        zoo.build("bert-tiny", {"stack.block.attention.position": {"type": "learned", "length": 9}})
     with pytest.raises(ConfigError, match=r"embedding\.position: 'rotary' acts inside of attention, so it stands at stack"):
-        text_model(overrides={"embedding.position": "rotary"})
+        zoo.build("bert-tiny", {"embedding.position": "rotary"})

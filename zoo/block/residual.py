@@ -60,10 +60,10 @@ class ResidualBlock(nn.Module):
         self.order = config.order
         self.attention_norm = make(config.norm, width=width)
         self.attention = make(config.attention, width=width)
-        self.attention_scale = LayerScale(width, config.layer_scale)
+        self.attention_scale = None if config.layer_scale is None else LayerScale(width, config.layer_scale)
         self.feedforward_norm = None if config.shared_norm else make(config.norm, width=width)
         self.feedforward = make(config.feedforward, width=width)
-        self.feedforward_scale = LayerScale(width, config.layer_scale)
+        self.feedforward_scale = None if config.layer_scale is None else LayerScale(width, config.layer_scale)
         given = config.attention_output_dropout
         self.attention_dropout = nn.Dropout(config.dropout if given is None else given)
         self.dropout = nn.Dropout(config.dropout)
@@ -73,6 +73,7 @@ class ResidualBlock(nn.Module):
         """The tokens after this block and, if asked for, the attention weights (batch, heads, tokens, tokens)."""
         if self.order == "parallel":
             return self._parallel(x, layout, weights)
+        assert self.feedforward_norm is not None
         mixed, seen = self.attention(self._before(x, self.attention_norm), layout, weights=weights)
         x = self._add(x, self.attention_dropout(mixed), self.attention_scale, self.attention_norm)
         changed = self.feedforward(self._before(x, self.feedforward_norm))
@@ -82,35 +83,37 @@ class ResidualBlock(nn.Module):
         normed = self.attention_norm(x)
         mixed, seen = self.attention(normed, layout, weights=weights)
         changed = self.feedforward(normed if self.feedforward_norm is None else self.feedforward_norm(x))
-        mixed = self.drop_path(self.attention_scale(self.attention_dropout(mixed)))
-        return x + mixed + self.drop_path(self.feedforward_scale(self.dropout(changed))), seen
+        x = x + self._scaled(self.attention_dropout(mixed), self.attention_scale)
+        return x + self._scaled(self.dropout(changed), self.feedforward_scale), seen
 
-    def _before(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        return norm(x) if self.order == "pre" and norm is not None else x
+    def _before(self, x: Tensor, norm: nn.Module) -> Tensor:
+        normed: Tensor = norm(x) if self.order == "pre" else x
+        return normed
 
-    def _add(self, x: Tensor, branch: Tensor, scale: nn.Module, norm: nn.Module | None) -> Tensor:
-        if norm is None:
-            return x + self.drop_path(scale(branch))
+    def _add(self, x: Tensor, branch: Tensor, scale: nn.Module | None, norm: nn.Module) -> Tensor:
         if self.order == "branch":
             branch = norm(branch)
-        x = x + self.drop_path(scale(branch))
+        x = x + self._scaled(branch, scale)
         return norm(x) if self.order == "post" else x
+
+    def _scaled(self, branch: Tensor, scale: nn.Module | None) -> Tensor:
+        dropped: Tensor = self.drop_path(branch if scale is None else scale(branch))
+        return dropped
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel; nothing at all where its fresh value is None."""
+    """A learned factor for each channel."""
 
-    def __init__(self, width: int, fresh: float | None) -> None:
+    def __init__(self, width: int, fresh: float) -> None:
         super().__init__()
         self.fresh = fresh
-        self.weight = None if fresh is None else nn.Parameter(torch.empty(width))
+        self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.weight is None else x * self.weight
+        return x * self.weight
 
     def initialize(self, init: Any) -> None:
-        if self.weight is not None and self.fresh is not None:
-            nn.init.constant_(self.weight, self.fresh)
+        nn.init.constant_(self.weight, self.fresh)
 
     def extra_repr(self) -> str:
         return f"fresh={self.fresh}"

@@ -19,18 +19,18 @@ def predict(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Image files, folders of them, or digits:17; texts, [MASK] in them; by default the run's test part."
+            help="Image files, folders of them, or digits:17; texts, with [MASK] or to go on; by default the run's test part."
         ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Classify these data instead.")] = None,
     split: Annotated[str, typer.Option(help="Which part of the data: train, validation or test.")] = "test",
     top: Annotated[
-        int | None, typer.Option(min=1, help="How many answers for each input; by default 3 classes, or 5 words for a mask.")
+        int | None, typer.Option(min=1, help="How many answers for each input; by default 3 classes, or 5 tokens.")
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Write a .csv file instead of printing.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Classify images, texts or a part of the data, or fill the masks in texts."""
+    """Classify images, texts or a part of the data, fill the masks in texts, or say which token comes next."""
     from zoo.cli.progress import telling
     from zoo.errors import UnknownNameError, did_you_mean
 

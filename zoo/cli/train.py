@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from zoo.training.session import TrainingResult
 
+REFERENCES = ("test_unigram", "test_zlib", "test_bz2", "test_lzma")
+"""How the names of figures begin that are those of simple methods."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -96,7 +98,7 @@ def _baselines(data: Any) -> dict[str, float]:
 
 def _references(metrics: dict[str, float]) -> dict[str, float]:
     """What a task says that the figures of a model are to be compared with."""
-    return {name[5:].replace("_", " "): value for name, value in metrics.items() if name.startswith("test_unigram")}
+    return {name[5:].replace("_", " "): value for name, value in metrics.items() if name.startswith(REFERENCES)}
 
 
 def _print_run(result: TrainingResult, name: str, as_json: bool) -> None:

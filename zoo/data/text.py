@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +16,15 @@ from torch.nn import functional
 from zoo.config import Config, Problem
 from zoo.config.base import PositiveInt
 from zoo.data.base import Batch, Data, SplitName
+from zoo.data.byte_pairs import BytePairs
 from zoo.data.loader import Loader, stacked
 from zoo.data.rows import Example, Row
-from zoo.data.tokenizer import FILE, FileTokenizer, Piece, Tokenizer, make_tokenizer
+from zoo.data.tokenizer import FILE, FileTokenizer, Piece, Tokenizer, Tokens, make_tokenizer
 from zoo.data.tokenizer_training import KINDS, train_tokenizer
+from zoo.data.windows import windows
 from zoo.errors import ZooError
 
-FILL = {"attention_mask": 0, "word_ids": -1, "sequence_ids": -1}
+FILL = {"attention_mask": 0, "word_ids": -1, "sequence_ids": -1, "token_bytes": 0}
 """What stands beside the tokens that fill a row up."""
 
 
@@ -81,6 +84,14 @@ class TextData(Data):
     words: bool = False
     """Whether batches have `word_ids` (batch, tokens) too: which word of its text a token is of, -1 for none. A task that
     needs them switches them on."""
+    runs: bool = False
+    """Whether a long text is one run of tokens, each window of which goes on where the one before ended, instead of pieces
+    that are texts of their own (see `zoo.data.windows`). Batches then have `token_bytes` (batch, tokens) too: how many
+    bytes of the text a token stands for. A task for models that read from left to right switches this on."""
+    dropout: float = 0.0
+    """How likely each merge of byte pairs is left out where such runs are read for training; a task sets it."""
+    pairs: BytePairs | None = None
+    """What leaves them out; there is none but in the copy of the data by which the training part is read."""
 
     @property
     def text_column(self) -> str:
@@ -121,11 +132,17 @@ class TextData(Data):
             self.__dict__["tokenizer"] = FileTokenizer(folder, self.place)
 
     def loader(self, name: SplitName, **options: Any) -> Loader:
-        self.tokenizer  # noqa: B018 (made here, so that workers do not each train one)
-        return super().loader(name, **options)
+        self.tokenizer, self.tally  # noqa: B018 (made here, so that workers do not each train one, and copies share them)
+        if name != "train" or not self.dropout:
+            return super().loader(name, **options)
+        reader = copy.copy(self)
+        reader.pairs = BytePairs(self.tokenizer)
+        return super(TextData, reader).loader(name, **options)
 
     def tokens(self, text: str) -> dict[str, Tensor]:
         """The inputs of a single text: input_ids and attention_mask (tokens,); packed, all its pieces and sequence_ids."""
+        if self.runs:
+            return self._run(text)
         pieces = self.tokenizer.pieces(text, self.config.length, rest=self.config.pack)
         ids = torch.tensor([token for piece in pieces for token in piece.ids], dtype=torch.long)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -134,6 +151,14 @@ class TextData(Data):
         if self.words:
             inputs["word_ids"] = torch.tensor([word for piece in pieces for word in piece.words], dtype=torch.long)
         return inputs
+
+    def _run(self, text: str) -> dict[str, Tensor]:
+        content = self.pairs.content(text, self.dropout) if self.pairs is not None else None
+        found = windows(self.tokenizer, text, self.config.length, self.config.pack, content)
+        ids = torch.tensor([token for window in found for token in window.ids], dtype=torch.long)
+        sizes = torch.tensor([size for window in found for size in window.sizes], dtype=torch.long)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_bytes": sizes}
+        return {**inputs, "sequence_ids": _numbered(found)} if self.config.pack else inputs
 
     def collate(self, examples: list[Example]) -> Batch:
         rows = packed(examples, self.config.length) if self.config.pack else examples
@@ -174,7 +199,7 @@ def packed(examples: list[Example], length: int) -> list[Example]:
     ]
 
 
-def _numbered(pieces: Sequence[Piece]) -> Tensor:
+def _numbered(pieces: Sequence[Piece | Tokens]) -> Tensor:
     sizes = torch.tensor([len(piece.ids) for piece in pieces])
     return torch.repeat_interleave(torch.arange(len(pieces)), sizes)
 

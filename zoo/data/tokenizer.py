@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,15 @@ class Piece(NamedTuple):
     """For each token, which word of the text it is of, counted from 0; -1 where it is of none."""
 
 
+class Tokens(NamedTuple):
+    """Tokens, and how much of a text they are."""
+
+    ids: Sequence[int]
+    """The tokens."""
+    sizes: Sequence[int]
+    """How many bytes of the text, in UTF-8, each of them stands for; 0 for one that stands around it."""
+
+
 class Tokenizer:
     """What all tokenizers have: ids from 0 to `vocabulary` - 1, some of them with a role."""
 
@@ -59,6 +69,13 @@ class Tokenizer:
 
         Args:
             rest: give all pieces; otherwise the first alone.
+        """
+        raise NotImplementedError
+
+    def content(self, text: str) -> Tokens:
+        """The tokens of the whole text alone, without those that stand around it.
+
+        Of a letter that is several tokens, the first one may have all bytes; what no token stands for has none.
         """
         raise NotImplementedError
 
@@ -92,6 +109,10 @@ class ByteTokenizer(Tokenizer):
             for place in starts
         ]
 
+    def content(self, text: str) -> Tokens:
+        ids = list(text.encode("utf-8"))
+        return Tokens(ids, [1] * len(ids))
+
     def decode(self, ids: list[int]) -> str:
         return bytes(token for token in ids if token < 256).decode("utf-8", errors="replace")
 
@@ -119,12 +140,25 @@ class LibraryTokenizer(Tokenizer):
         self.start, self.end, self.mask = roles["start"], roles["end"], roles["mask"]
         self.mask_text = None if self.mask is None else tokenizer.id_to_token(self.mask)
 
+    @property
+    def library(self) -> Any:
+        """The library's own."""
+        return self._tokenizer
+
     def pieces(self, text: str, length: int, rest: bool = True) -> list[Piece]:
         if (self._tokenizer.truncation or {}).get("max_length") != length:
             self._tokenizer.enable_truncation(length)
         whole = self._tokenizer.encode(text)
         found = [whole, *whole.overflowing] if rest else [whole]
         return [Piece(each.ids, [-1 if word is None else word for word in each.word_ids]) for each in found]
+
+    def content(self, text: str) -> Tokens:
+        self._tokenizer.no_truncation()
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        ends = accumulate((end for _, end in found.offsets), max, initial=0)  # in letters
+        before = range(len(text) + 1) if text.isascii() else _bytes_before(text)
+        places = [before[end] for end in ends]
+        return Tokens(found.ids, [after - place for place, after in pairwise(places)])
 
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids))
@@ -188,6 +222,11 @@ def make_tokenizer(name: str, place: str) -> Tokenizer:
         DataError: the path leads to no tokenizer.
     """
     return ByteTokenizer() if name == "bytes" else FileTokenizer(packaged(name).expanduser(), place)
+
+
+def _bytes_before(text: str) -> list[int]:
+    """How many bytes stand before each letter, and before the end."""
+    return list(accumulate((len(letter.encode("utf-8")) for letter in text), initial=0))
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ class FeedForwardConfig(Config):
 
     hidden: PositiveInt | None = None
     """Inner width (default: ratio x width, rounded down)."""
-    ratio: Annotated[float, Field(gt=0)] = 4.0
+    ratio: Annotated[float, Field(gt=0, le=LARGEST)] = 4.0
     """Inner width as a multiple of the width, where `hidden` is not given."""
     activation: Activation = "gelu"
     """The non-linearity: gelu (exact), gelu-tanh, quick-gelu, relu, silu, ..."""

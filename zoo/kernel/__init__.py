@@ -10,23 +10,30 @@ from zoo.kernel.activation import ACTIVATIONS, activation
 from zoo.kernel.attention import attention, attention_by_text
 from zoo.kernel.feedforward import gated, mlp
 from zoo.kernel.linear import Linear, linear, project
+from zoo.kernel.local_attention import local_attention
+from zoo.kernel.local_band import GlobalTokens, chosen_tokens, first_tokens
 from zoo.kernel.norm import layer_norm, rms_norm
 from zoo.kernel.patches import patches
-from zoo.kernel.switch import plain, readable
+from zoo.kernel.switch import plain, readable, repeated
 
 __all__ = [
     "ACTIVATIONS",
+    "GlobalTokens",
     "Linear",
     "activation",
     "attention",
     "attention_by_text",
+    "chosen_tokens",
+    "first_tokens",
     "gated",
     "layer_norm",
     "linear",
+    "local_attention",
     "mlp",
     "patches",
     "plain",
     "project",
     "readable",
+    "repeated",
     "rms_norm",
 ]

@@ -21,6 +21,8 @@ from torch.autograd import forward_ad
 
 _fast: ContextVar[bool] = ContextVar("zoo.kernel.fast", default=os.environ.get("ZOO_KERNEL", "") != "plain")
 
+_repetition: ContextVar[object] = ContextVar("zoo.kernel.repetition", default=None)
+
 
 @contextmanager
 def plain() -> Iterator[None]:
@@ -30,6 +32,24 @@ def plain() -> Iterator[None]:
         yield
     finally:
         _fast.reset(before)
+
+
+@contextmanager
+def repeated() -> Iterator[None]:
+    """Within this context the caller computes the same model again and again, and changes none of its weights.
+
+    What is prepared from weights (`zoo.kernel.packed`) is then held against them once instead of in every call.
+    """
+    before = _repetition.set(object())
+    try:
+        yield
+    finally:
+        _repetition.reset(before)
+
+
+def repetition() -> object:
+    """What stands for the innermost `repeated()`; None outside of all."""
+    return _repetition.get()
 
 
 def fast() -> bool:

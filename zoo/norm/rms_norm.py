@@ -21,14 +21,21 @@ class RMSNorm(nn.Module):
         """Config of `rms-norm`."""
 
         type: Literal["rms-norm"] = "rms-norm"
+        precision: Literal["same", "float32"] = "same"
+        """In which type tokens are normalised: their own, or float32 whatever theirs is, rounded to theirs before they are
+        weighted (Llama). In float32 there is no difference."""
 
     def __init__(self, config: Config, *, width: int) -> None:
         super().__init__()
-        self.eps = config.eps
+        self.eps, self.precision = config.eps, config.precision
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernel.rms_norm(x, self.weight, self.eps)
+        if self.precision == "same" or x.dtype == torch.float32:
+            return kernel.rms_norm(x, self.weight, self.eps)
+        single = x.float()
+        single = single * torch.rsqrt(single.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * single.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -88,7 +88,13 @@ class LearnedPosition(nn.Module):
             nn.init.zeros_(self.table[self.padding])
 
     def adapted(self, name: str, table: Tensor, source: LearnedPosition) -> tuple[Tensor, str] | None:
-        """A trained table of another grid as one of ours; None where the tokens in front differ."""
+        """A trained table of another grid as one of ours, or one of a shorter text as one of a longer; None where neither is.
+
+        For longer texts the trained vectors are copied again and again, so that near tokens are where they were trained to be
+        (Beltagy et al. 2020, https://arxiv.org/abs/2004.05150, section 5).
+        """
+        if self.grid is None and source.grid is None:
+            return self._lengthened(table, source)
         if self.grid is None or source.grid is None:
             return None
         prefix = self.length - self.grid[0] * self.grid[1]
@@ -97,6 +103,19 @@ class LearnedPosition(nn.Module):
         old, new = (f"{rows} x {columns}" for rows, columns in (source.grid, self.grid))
         note = f"{old} positions resampled ({self.config.resample}) to {new}"
         return resample(table, source.grid, self.grid, prefix, self.config), note
+
+    def _lengthened(self, table: Tensor, source: LearnedPosition) -> tuple[Tensor, str] | None:
+        first = 0 if self.padding is None else self.padding + 1  # positions that no token of a text has
+        trained = source.length - first
+        if (
+            self.padding != source.padding
+            or self.length <= source.length
+            or trained < 1
+            or table.shape[1] != self.table.shape[1]
+        ):
+            return None
+        places = torch.arange(self.length - first) % trained + first
+        return torch.cat([table[:first], table[places]]), f"{trained} positions copied again and again to {self.length - first}"
 
     def _differs(self, grid: tuple[int, int], tokens: int) -> bool:
         if self.config.square:  # equal numbers of patches from a square image count as the same grid

@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float]
     """`accuracy` and whatever else the task measures, `loss`, and what simple rules would reach, if the task knows any."""
     examples: int
-    """On how many examples; for masked words, how many tokens were guessed."""
+    """On how many examples; for language models, how many tokens were guessed."""
     predictions: Tensor
     """What the model said: for a classification the logits (examples, classes); see `zoo.task.base.Step`."""
     targets: Tensor

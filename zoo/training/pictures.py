@@ -12,17 +12,20 @@ from zoo.extras import require
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#555555"
 """Okabe and Ito's colours, which colour-blind people tell apart too."""
+CURVES = {"loss": "loss (cross-entropy)", "accuracy": "accuracy (%)", "bits_per_byte": "bits per byte"}
+"""What stands at the axes."""
 
 
 def learning_curve(rows: Sequence[Mapping[str, float]], final: Mapping[str, float], path: Path, title: str = "") -> Path:
-    """Draws loss and accuracy over the epochs into a PNG, the final figures of the test part beside them.
+    """Draws loss and accuracy, or what a task has instead, over the epochs into a PNG, those of the test part beside them.
 
     Args:
         rows: one mapping per epoch, as in metrics.csv.
         final: figures of the whole run; `test_loss` and `test_accuracy` are drawn.
     """
     figure = _figure(9.0, 3.8)
-    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("loss (cross-entropy)", "accuracy (%)")):
+    other = "bits_per_byte" if "test_bits_per_byte" in final else "accuracy"
+    for axes, name in zip(figure.subplots(1, 2), ("loss", other)):
         scale = 100.0 if name == "accuracy" else 1.0
         for stage, colour, line in (("train", BLUE, "-"), ("validation", ORANGE, "--")):
             points = [(row["epoch"], row[f"{stage}_{name}"] * scale) for row in rows if f"{stage}_{name}" in row]
@@ -33,7 +36,7 @@ def learning_curve(rows: Sequence[Mapping[str, float]], final: Mapping[str, floa
         if value is not None and rows:
             text = f"{value * scale:.2f} %" if name == "accuracy" else f"{value:.3f}"
             axes.plot(rows[-1]["epoch"], value * scale, "D", color=GREEN, markersize=7, label=f"test, at the end: {text}")
-        axes.set(xlabel="epoch", ylabel=label)
+        axes.set(xlabel="epoch", ylabel=CURVES[name])
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)

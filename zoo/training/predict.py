@@ -15,7 +15,7 @@ from zoo.data.base import SplitName
 from zoo.errors import ConfigError, DataError, InputError
 from zoo.inspect.image import example_of, preparation, read_image
 from zoo.training.evaluate import checked, files_of, opened
-from zoo.training.predict_text import FILLED, classify, fill
+from zoo.training.predict_text import FILLED, classify, fill, follow
 from zoo.training.prediction import Prediction, likeliest
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -30,7 +30,7 @@ def predict(
     top: int | None = None,
     batch_size: int = 64,
 ) -> Iterator[Prediction]:
-    """Classifies inputs, or fills the masks in texts.
+    """Classifies inputs, fills the masks in texts, or says which tokens come next.
 
     Args:
         source: a run's folder, or what `zoo.load` takes.
@@ -38,23 +38,25 @@ def predict(
             any, a part of the data is classified.
         data: the name, the fields or the config of data (default: those of the run).
         split: which part of them is classified where there are no inputs.
-        top: how many answers for each input (default: three classes, or five tokens for a mask).
+        top: how many answers for each input (default: three classes, or five tokens).
         batch_size: how many inputs are classified at once.
 
     Raises:
-        ConfigError: the model neither classifies nor fills masks, or neither inputs nor data are named.
+        ConfigError: the model has another head, or neither inputs nor data are named.
         InputError, DataError: an input that cannot be read.
         WeightsError: the model cannot be read.
     """
     model, data, _ = opened(Path(source), data, None, needs_data=False)
     head = model.config.head
-    if getattr(head, "type", None) in FILLED:
-        yield from fill(model, source, [str(each) for each in inputs], data, top=top or 5, batch_size=batch_size)
+    if getattr(head, "type", None) in (*FILLED, "language-model"):
+        answer = fill if head.type in FILLED else follow
+        yield from answer(model, source, [str(each) for each in inputs], data, top=top or 5, batch_size=batch_size)
         return
     top = top or 3
     if getattr(head, "type", None) != "classifier" or not head.classes:
         found = "none" if head is None else repr(head.type)
-        raise ConfigError(f"{source}: this needs a head of type 'classifier' or 'masked-language-model', not {found}")
+        expected = "'classifier', 'masked-language-model' or 'language-model'"
+        raise ConfigError(f"{source}: this needs a head of type {expected}, not {found}")
     config = checked("data", data) if data is not None else None
     part = registry.make(config) if config is not None else None
     names = head.labels or (None if part is None else part.class_names) or [str(number) for number in range(head.classes)]

@@ -1,4 +1,4 @@
-"""What a model says to texts: which words stand behind masks, and which class a text is of."""
+"""What a model says to texts: which words stand behind masks, which token comes next, and which class a text is of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.tokenizer import Tokenizer
+from zoo.data.windows import boundaries
 from zoo.errors import ConfigError, InputError
 from zoo.training.prediction import Prediction, likeliest
 from zoo.training.texts import batch_of, longest, tokenizer_of
@@ -47,6 +48,41 @@ def fill(
             for number in range(1, masks + 1):
                 what = text if masks == 1 else f"{text} (mask {number})"
                 yield Prediction(what, likeliest(next(found), tokenizer.token, top))
+
+
+def follow(
+    model: Any, source: str | Path, texts: Sequence[str], data: Any = None, *, top: int = 5, batch_size: int = 64
+) -> Iterator[Prediction]:
+    """The likeliest next tokens of each text; the arguments are those of `fill`.
+
+    Raises:
+        ConfigError: the model has no tokenizer.
+        DataError: its tokenizer has no token that stands before a text.
+        InputError: a text that is too long.
+    """
+    tokenizer = tokenizer_of(model, source, data)
+    if not texts:
+        raise ConfigError(f"{source}: say what the next token is asked of, such as 'A list of'")
+    length, start = longest(model), boundaries(tokenizer)[0]
+    tokens = [[start, *tokenizer.content(text).ids] for text in texts]
+    for text, row in zip(texts, tokens):
+        if len(row) > length:
+            raise InputError(f"{text!r:.80}: these are {len(row)} tokens, and the model reads {length}")
+    for first in range(0, len(texts), batch_size):
+        rows = tokens[first : first + batch_size]
+        inputs = batch_of(rows, tokenizer.padding, model.device)
+        last = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
+        last[range(len(rows)), [len(row) - 1 for row in rows]] = True
+        with torch.inference_mode():
+            scores = model(**inputs, score_mask=last).logits
+        for text, row in zip(texts[first:], scores):
+            yield Prediction(text, likeliest(row, lambda token: _shown(tokenizer, token), top))
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    """A token with the blank before it, if there is one; blanks alone as Python writes them."""
+    text = tokenizer.decode([token])
+    return text if text.strip() else repr(text) if text else tokenizer.token(token)
 
 
 def classify(
@@ -93,4 +129,4 @@ def _scores(model: Any, inputs: dict[str, Tensor], mask: int) -> Tensor:
     return model(**inputs, score_mask=masked).logits
 
 
-__all__ = ["FILLED", "classify", "fill"]
+__all__ = ["FILLED", "classify", "fill", "follow"]
