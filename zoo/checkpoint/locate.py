@@ -39,11 +39,17 @@ def families() -> list[Family]:
     """The reference families that we read and write."""
     from zoo.checkpoint.huggingface_bert import HuggingFaceBert
     from zoo.checkpoint.huggingface_distilbert import HuggingFaceDistilBert
+    from zoo.checkpoint.huggingface_gpt2 import HuggingFaceGPT2
+    from zoo.checkpoint.huggingface_llama import HuggingFaceLlama
+    from zoo.checkpoint.huggingface_longformer import HuggingFaceLongformer
+    from zoo.checkpoint.huggingface_mistral import HuggingFaceMistral, HuggingFaceQwen2
     from zoo.checkpoint.huggingface_roberta import HuggingFaceRoberta
     from zoo.checkpoint.huggingface_vit import HuggingFaceDeiT, HuggingFaceViT
     from zoo.checkpoint.timm_vit import TimmViT
 
-    return [HuggingFaceViT(), HuggingFaceDeiT(), TimmViT(), HuggingFaceBert(), HuggingFaceRoberta(), HuggingFaceDistilBert()]
+    texts = [HuggingFaceBert(), HuggingFaceRoberta(), HuggingFaceDistilBert(), HuggingFaceLongformer()]
+    decoders = [HuggingFaceGPT2(), HuggingFaceLlama(), HuggingFaceMistral(), HuggingFaceQwen2()]
+    return [HuggingFaceViT(), HuggingFaceDeiT(), TimmViT(), *texts, *decoders]
 
 
 def locate(source: str | Path) -> Found:

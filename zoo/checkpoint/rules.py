@@ -42,6 +42,22 @@ class Split(Same):
         return [(sum(shape[0] for shape in ours), *ours[0][1:])]
 
 
+class Transposed(Same):
+    """Theirs are matrices of (inputs, outputs), ours of (outputs, inputs); `inner` is what lies between beside that."""
+
+    def __init__(self, inner: Same | None = None) -> None:
+        self.inner = inner or Same()
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return [each.contiguous() for each in self.inner.read([each.t() for each in theirs], shapes)]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [each.t() for each in self.inner.write(ours)]
+
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        return [shape[::-1] for shape in self.inner.shapes(ours)]
+
+
 class Batched(Same):
     """Theirs has a leading dimension of one that ours has not."""
 

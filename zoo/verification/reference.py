@@ -19,7 +19,7 @@ from zoo.errors import WeightsError
 from zoo.extras import require
 from zoo.output import TransformerOutput
 
-ANSWERS = tuple(name for name in TransformerOutput._fields if name not in ("hidden_states", "attentions"))
+ANSWERS = tuple(name for name in TransformerOutput._fields if name not in ("past_key_values", "hidden_states", "attentions"))
 
 
 class Library(ABC):
@@ -90,6 +90,9 @@ class Transformers(Library):
         return opened
 
     def call(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        for module in model.modules():  # angles that follow the longest text so far, of other calls
+            if isinstance(getattr(module, "original_inv_freq", None), Tensor):
+                module.inv_freq, module.max_seq_len_cached = module.original_inv_freq, module.original_max_seq_len
         output = model(**inputs)
         return {name: output[name] for name in ANSWERS if output.get(name) is not None}
 

@@ -240,7 +240,7 @@ def _compare(library: Library, pair: Pair, batches: Batches, result: Comparison)
         for name in names:
             layer = layers.setdefault(name, Layer(name))
             layer.own = max(layer.own, alone[name])
-            if name != "head" or own[name].output.shape == seen[name].output.shape:
+            if not name.startswith("head") or own[name].output.shape == seen[name].output.shape:
                 layer.float64 = max(layer.float64, error(own[name].output, seen[name].output))
         for name, answer in answers.items():
             layer = layers.setdefault(name, Layer(name))
@@ -284,7 +284,7 @@ def _gradients(library: Library, pair: Pair, batches: Batches, result: Compariso
     losses = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
     for name, answer in answers.items():
         direction = torch.randn(answer.shape, generator=generator, dtype=torch.float64)
-        if mine[name] is not None:
+        if mine[name] is not None and mine[name].shape == answer.shape:
             losses[0] = losses[0] + (answer * direction).sum()
             losses[1] = losses[1] + (mine[name] * direction).sum()
     losses[0].backward()

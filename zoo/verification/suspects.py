@@ -21,6 +21,7 @@ from zoo.verification.compare import Seen, error, fed
 from zoo.verification.report import TOLERANCE
 
 EPS = (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
+THETA = (1e4, 5e5, 1e6)
 
 
 def suspects(model: Any, name: str, seen: Seen, layout: Layout, inputs: Mapping[str, Any], limit: int = 3) -> list[str]:
@@ -38,7 +39,10 @@ def suspects(model: Any, name: str, seen: Seen, layout: Layout, inputs: Mapping[
         other = _rebuilt(changed, module, context)
         if other is None:
             continue
-        after = error(fed(other, name, seen, layout, inputs), seen.output)
+        try:
+            after = error(fed(other, name, seen, layout, inputs), seen.output)
+        except ZooError:  # it does not take these inputs
+            continue
         if after < before / 10:
             verdict = "would agree" if after <= TOLERANCE else f"would be nearer ({after:.0e} instead of {before:.0e})"
             old = config
@@ -94,6 +98,10 @@ def _others(name: str, annotation: Any, old: Any) -> list[Any]:
         return [value for value in (1, 2, 3, 4, 6, 8, 12, 16) if value != old]
     if name == "scale":
         return [value for value in (None, 1.0) if value != old]
+    if name == "window":
+        return [value for value in (old - 1, old + 1) if value >= 0]
+    if name == "theta":
+        return [value for value in THETA if value != old]
     if isinstance(old, bool):
         return [not old]
     if get_origin(annotation) is Literal:
