@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import models, startup, texts
+from benchmarks import generation, local_attention, models, startup, texts
 from benchmarks.harness import disturbance
 
 
@@ -26,11 +26,19 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(chosen.threads)
     print(f"others take {disturbance():.2f} of a core; torch {torch.__version__}, {chosen.threads} threads", flush=True)
-    names = chosen.only.split(",") if chosen.only else [*models.BATCH, *texts.JOBS, "startup"]
+    names = (
+        chosen.only.split(",")
+        if chosen.only
+        else [*models.BATCH, *texts.JOBS, *generation.JOBS, *local_attention.JOBS, "startup"]
+    )
     for name in names:
         rows = (
             startup.measure(chosen.rounds)
             if name == "startup"
+            else [generation.measure(name, chosen.rounds)]
+            if name in generation.JOBS
+            else [local_attention.measure(name, mode, chosen.rounds) for mode in chosen.mode.split(",")]
+            if name in local_attention.JOBS
             else [
                 (texts if name in texts.JOBS else models).measure(name, mode, dtype == "autocast", chosen.rounds)
                 for mode in chosen.mode.split(",")

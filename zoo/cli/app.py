@@ -12,6 +12,7 @@ import typer.completion
 from zoo.cli.attend import attend
 from zoo.cli.demo import demo
 from zoo.cli.embed import embed
+from zoo.cli.generate import generate
 from zoo.cli.inspect import components, show
 from zoo.cli.listing import list_models, schema
 from zoo.cli.predict import predict
@@ -38,6 +39,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("embed")(embed)
+app.command("generate")(generate)
 app.command("demo")(demo)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from zoo.registry import make
 
 CALL_ARGUMENTS = (
     "attention_mask",
+    "global_attention_mask",
     "score_mask",
     "logits_to_keep",
     "past_key_values",
@@ -76,6 +77,61 @@ class Model(nn.Module):
         if not getattr(self.stack, "decodes", False) or not getattr(self.embedding, "continues", False):
             raise InputError("use_cache: tokens of this model depend on later ones; only causal attention can be continued")
         return Cache(len(self.stack.layers), capacity)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        logits_processor: Sequence[Any] | None = None,
+        tokenizer: Any = None,
+        streamer: Any = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> Any:
+        """Continues texts: greedily, by drawing tokens, or by beam search.
+
+        Names and meanings are those of transformers, whose results greedy and beam search equal token for token. A model in
+        training decodes as in evaluation, and goes on training afterwards.
+
+        Args:
+            input_ids: (batch, tokens), the prompts.
+            attention_mask: (batch, tokens), 0 for padding, which stands on the left (default: `pad_token_id` is padding where
+                it is given and ends no text).
+            position_ids: (batch, tokens), where the tokens stand (default: each row counts from its first real one).
+            past_key_values: the cache of a call that read the first of these tokens; the others are added to it.
+            logits_processor: functions of the tokens so far (rows, tokens) and scores (rows, vocabulary) that give new scores.
+            tokenizer: decodes tokens where `stop_strings` are given.
+            streamer: a function that gets the new tokens (batch,) of each step; or an object with `put`, which gets the
+                prompts first, and `end`.
+            generator: draws, where `do_sample` is set and no `seed`.
+            options: the fields of `zoo.generation.options.GenerationOptions`: `max_new_tokens`, `do_sample`, `temperature`,
+                `top_k`, `top_p`, `min_p`, `seed`, `num_beams`, `num_return_sequences`, `eos_token_id`, `stop_strings`, ...
+
+        Returns:
+            (batch x num_return_sequences, tokens), the prompts with what was generated; with `return_dict_in_generate` a
+            `zoo.generation.output.GenerateOutput`.
+
+        Raises:
+            InputError: the model scores no next token, an unknown or contradicting option, an input that does not fit, or a
+                text that becomes longer than the model has positions for. Nothing has been computed then.
+        """
+        from zoo.generation.run import generate
+
+        return generate(
+            self,
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            logits_processor=logits_processor,
+            tokenizer=tokenizer,
+            streamer=streamer,
+            generator=generator,
+            given=options,
+        )
 
     @property
     def device(self) -> torch.device:

@@ -61,6 +61,7 @@ class Transformer(Model):
         self,
         *inputs: Tensor,
         attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
         score_mask: Tensor | None = None,
         logits_to_keep: int | None = None,
         past_key_values: Cache | None = None,
@@ -79,6 +80,8 @@ class Transformer(Model):
                 where one token may attend to another, or a float to be added to the scores. A token that may attend
                 to none gets zeros from the attention. Tokens of the past count too, at the front; without a mask they
                 are masked as they were when they came.
+            global_attention_mask: (batch, tokens), 1 for tokens that see all tokens and are seen by all, in models whose
+                attention is local otherwise.
             score_mask: (batch, tokens), true for the tokens that a head which scores each token is to score; its logits
                 are then (number of these tokens, classes), row by row. Scoring few tokens saves most of a large head.
             logits_to_keep: the head scores only so many tokens at the end; 0 stands for all.
@@ -98,6 +101,8 @@ class Transformer(Model):
         cache = self._cache(past_key_values, use_cache)
         x, layout = self.embedding(**given, **({} if cache is None else {"past": len(cache)}))
         layout = masked(layout, attention_mask, (x.shape[0], x.shape[1]), cache)
+        if global_attention_mask is not None:
+            layout = self._with_global(layout, global_attention_mask, (x.shape[0], x.shape[1]))
         depth = len(self.stack.layers)
         states = chosen(output_hidden_states, depth + 1, "output_hidden_states")
         maps = chosen(output_attentions, depth, "output_attentions")
@@ -109,6 +114,19 @@ class Transformer(Model):
             past_key_values=cache,
             **self._answers(x, layout, score_mask, logits_to_keep),
         )
+
+    def _with_global(self, layout: Layout, mask: Any, shape: tuple[int, int]) -> Layout:
+        """The layout with what the caller says of global tokens; padding is none."""
+        blocks = (getattr(layer, "attention", None) for layer in self.stack.layers)
+        if not any(getattr(part, "has_global_tokens", False) for part in blocks):
+            raise InputError("global_attention_mask: this model has no local attention, so that all tokens are global")
+        if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex() or tuple(mask.shape) not in (
+            shape, (layout.choices and shape[0] // layout.choices, layout.choices, shape[1])
+        ):  # fmt: skip
+            found = f"{tuple(mask.shape)} of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise InputError(f"global_attention_mask: expected 0 and 1 of shape {shape} (batch, tokens), got {found}")
+        chosen = mask.reshape(shape).bool()
+        return layout._replace(global_tokens=chosen if layout.real is None else chosen & layout.real)
 
     def _placed(self) -> bool:
         """Whether anything asks where tokens stand."""
