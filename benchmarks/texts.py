@@ -1,4 +1,4 @@
-"""Forward pass and training step of BERT against Hugging Face and torch's own encoder, also on texts of uneven length."""
+"""Forward pass and training step of BERT and GPT-2 against Hugging Face and torch's own encoder, also on ragged texts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ JOBS = {
     "bert-base": "bert-base, batch 4 x 128 tokens",
     "bert-base-ragged": "bert-base, 8 texts of 16 to 512 tokens",
     "minilm": "all-minilm-l6-v2, 32 texts of 8 to 128 tokens",
+    "gpt2": "gpt2 (124M), batch 2 x 256 tokens, scores of the next ones",
 }
 
 
@@ -26,6 +27,7 @@ def inputs(job: str) -> dict[str, Tensor]:
         "bert-base": (4, [128] * 4),
         "bert-base-ragged": (8, torch.linspace(16, 512, 8).long().tolist()),
         "minilm": (32, torch.linspace(8, 128, 32).long().tolist()),
+        "gpt2": (2, [256] * 2),
     }[job]
     longest = max(lengths)
     generator = torch.Generator().manual_seed(0)
@@ -34,10 +36,29 @@ def inputs(job: str) -> dict[str, Tensor]:
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
+def decoders() -> dict[str, nn.Module]:
+    """GPT-2 as Hugging Face draws it, and as zoo reads it."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa"
+    )
+    theirs = transformers.GPT2LMHeadModel(config)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = zoo.load(folder)
+        ours.load_state_dict({key: value.clone() for key, value in ours.state_dict().items()}, assign=True)
+    return {"zoo": ours, "transformers": theirs}
+
+
 def contenders(job: str) -> dict[str, nn.Module]:
     """The same model with the same weights: Hugging Face draws them, zoo reads its folder."""
     import transformers
 
+    if job == "gpt2":
+        return decoders()
     transformers.utils.logging.disable_progress_bar()
     sizes = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536} if job == "minilm" else {}
     torch.manual_seed(0)
@@ -52,6 +73,9 @@ def contenders(job: str) -> dict[str, nn.Module]:
         ours = zoo.load(folder, change)
         ours.load_state_dict({key: value.clone() for key, value in ours.state_dict().items()}, assign=True)
     return {"zoo": ours, "transformers": theirs, "torch encoder": Encoder(theirs)}
+
+
+SCORES = 10000  # more columns than any width
 
 
 class Encoder(nn.Module):
@@ -90,16 +114,24 @@ class Encoder(nn.Module):
 
 
 def answer(model: nn.Module, texts: Mapping[str, Tensor]) -> Tensor:
-    """The vectors of the tokens, however the model returns them."""
+    """The vectors of the tokens, however the model returns them; of a model that has no other answer its scores."""
     output = model(**texts)
-    vectors: Tensor = getattr(output, "last_hidden_state", output)
+    scores = getattr(output, "logits", None)
+    vectors: Tensor = getattr(output, "last_hidden_state", output) if scores is None else scores
     return vectors
+
+
+def cost(model: nn.Module, texts: Mapping[str, Tensor]) -> Tensor:
+    """What a training step makes smaller: of scores the cross-entropy with the next tokens, otherwise squares."""
+    found = answer(model, texts)
+    if found.shape[-1] > SCORES:
+        return nn.functional.cross_entropy(found[:, :-1].flatten(0, 1), texts["input_ids"][:, 1:].flatten())
+    return (found.float() * texts["attention_mask"][..., None]).pow(2).mean()
 
 
 def work(model: nn.Module, texts: Mapping[str, Tensor], mode: str, cast: bool) -> Callable[[], None]:
     """One forward pass or one training step."""
     context = torch.autocast("cpu", torch.bfloat16, enabled=cast)
-    real = texts["attention_mask"][..., None]
     if mode == "forward":
 
         def forward() -> None:
@@ -111,7 +143,7 @@ def work(model: nn.Module, texts: Mapping[str, Tensor], mode: str, cast: bool) -
 
     def step() -> None:
         with context:
-            loss = (answer(model, texts).float() * real).pow(2).mean()
+            loss = cost(model, texts)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -125,20 +157,19 @@ def measure(job: str, mode: str, cast: bool, rounds: int) -> dict[str, Any]:
     real = texts["attention_mask"].bool()
     with torch.no_grad():
         answers = {key: answer(model.eval(), texts) for key, model in models.items()}
-    longest = answers["torch encoder"].shape[1]
     worst = max(float((value[real] - answers["transformers"][real]).abs().max()) for value in answers.values())
-    assert longest == real.shape[1]
+    assert all(each.shape[:2] == real.shape for each in answers.values())
     with Products() as products, torch.autocast("cpu", torch.bfloat16, enabled=cast), kernel.plain():
         if mode == "forward":
             with torch.no_grad():
                 answer(models["transformers"], texts)
         else:
-            answer(models["transformers"].train(), texts).float().pow(2).mean().backward()
+            cost(models["transformers"].train(), texts).backward()
     models["transformers"].zero_grad(set_to_none=True)
     jobs = {key: work(model.train(mode == "step"), texts, mode, cast) for key, model in models.items()}
     jobs["products alone"] = products.replay
     timings = interleave(jobs, "zoo", rounds)
-    peers = {key: timings[key].ratio for key in ("transformers", "torch encoder")}
+    peers = {key: timings[key].ratio for key in models if key != "zoo"}
     return {
         "model": job,
         "mode": mode,

@@ -234,3 +234,21 @@ def test_padding_is_read_off_the_tokens() -> None:
     assert torch.equal(model.generate(texts["input_ids"], max_new_tokens=5, pad_token_id=60), expected)
     ended = model.generate(texts["input_ids"], max_new_tokens=5, pad_token_id=60, eos_token_id=60)
     assert not torch.equal(ended, expected)
+
+
+def test_a_compiled_model_writes_the_same_and_is_compiled_few_times() -> None:
+    """However long the text becomes."""
+    model, texts = decoder(CHANGES["learned"]), prompts(2, 6, seed=3)
+    wanted = model.generate(**texts, max_new_tokens=20)
+    graphs = []
+
+    def note(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model.compile(backend=note, dynamic=True)
+    assert torch.equal(model.generate(**texts, max_new_tokens=20), wanted)
+    before = len(graphs)
+    assert before > 0
+    model.generate(**texts, max_new_tokens=20)
+    assert len(graphs) == before < 20

@@ -118,7 +118,7 @@ def options_of(given: Mapping[str, Any], arguments: Iterable[str], tools: Mappin
 
 
 def _contradictions(options: GenerationOptions, tools: Mapping[str, Any]) -> Iterable[Problem]:
-    named = [name for name in GenerationOptions.model_fields if name in options.model_fields_set]
+    named = [name for name, field in GenerationOptions.model_fields.items() if getattr(options, name) != field.default]
     beams = options.num_beams
     if options.max_new_tokens is not None and options.max_length is not None:
         yield ("max_length",), "say either this or max_new_tokens"

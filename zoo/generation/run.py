@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo import kernel
 from zoo.cache import Cache
 from zoo.errors import InputError
 from zoo.generation.beam import search
@@ -49,7 +50,7 @@ def generate(
     prompt = prompt_of(model, input_ids, attention_mask, position_ids, past_key_values, options)
     # what comes back may be used where gradients are recorded, which tensors of inference mode may not
     lasting = options.return_dict_in_generate or past_key_values is not None
-    with torch.no_grad() if lasting else torch.inference_mode(), _evaluating(model):
+    with torch.no_grad() if lasting else torch.inference_mode(), _evaluating(model), kernel.repeated():
         found = _decoded(model, prompt, options, past_key_values, list(logits_processor or ()), tokenizer, streamer, generator)
     return found if options.return_dict_in_generate else found.sequences.clone()
 
