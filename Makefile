@@ -24,6 +24,7 @@ lint: $(INSTALLED)            ## Style, types, and which folder may import which
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)           ## Speed against the peers, in one run (takes an idle machine).
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 docs: $(DOCS)                 ## The documentation, into site/.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import interleave
 from zoo import kernel
+from zoo.extras import require
 
 HEADS, SIZE, SIDE = 8, 64, 128  # a window of 256: 128 tokens on each side
 LENGTH = 4096
@@ -30,9 +31,8 @@ def ours(x: Tensor) -> Tensor:
 
 def package() -> Work:
     """The `local-attention` package, with windows as exact as ours."""
-    from local_attention import LocalAttention
-
-    layer = LocalAttention(SIDE, look_backward=1, look_forward=1, exact_windowsize=True, use_rotary_pos_emb=False)
+    library = require("local_attention", "bench", "this comparison")
+    layer = library.LocalAttention(SIDE, look_backward=1, look_forward=1, exact_windowsize=True, use_rotary_pos_emb=False)
     return lambda x: layer(x, x, x)
 
 

@@ -26,10 +26,22 @@ PUBLISHED: list[tuple[str, Any, int]] = [
     ("roberta-base", "pooler", 124_645_632),
     ("roberta-large", "pooler", 355_359_744),
     ("distilbert-base", None, 66_362_880),
+    ("longformer-base", "pooler", 148_659_456),
+    ("longformer-base", "masked-language-model", 148_711_257),
 ]
 TURC = {"bert-tiny": 4.4, "bert-mini": 11.2, "bert-small": 28.8, "bert-medium": 41.4}
 """Millions of parameters, of the models of Turc et al. 2019."""
-PRESETS = [*TURC, "bert-base", "bert-large", "roberta-base", "roberta-large", "distilbert-base", "all-minilm-l6-v2"]
+LONGFORMER = {"vocab_size": 50265, "is_decoder": False}
+PRESETS = [
+    *TURC,
+    "bert-base",
+    "bert-large",
+    "roberta-base",
+    "roberta-large",
+    "distilbert-base",
+    "longformer-base",
+    "all-minilm-l6-v2",
+]
 
 
 @pytest.mark.parametrize(("name", "head", "count"), PUBLISHED)
@@ -62,10 +74,11 @@ def test_a_preset_is_what_transformers_builds_of_its_config(name: str) -> None:
         ("bert-base", {}),
         ("distilbert-base", {}),
         ("roberta-base", {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+        ("longformer-base", {"max_position_embeddings": 4098, "type_vocab_size": 1, "layer_norm_eps": 1e-5, **LONGFORMER}),
     ],
 )
 def test_a_base_model_has_the_published_config(name: str, others: dict[str, Any]) -> None:
-    """transformers' defaults are the published configs, but for RoBERTa's, which are those of BERT."""
+    """transformers' defaults are the published configs, but for RoBERTa's and Longformer's, which are those of BERT."""
     import transformers
 
     _family, values = family_for(zoo.get_config(name), "transformers")
@@ -75,7 +88,7 @@ def test_a_base_model_has_the_published_config(name: str, others: dict[str, Any]
 
 
 def test_every_preset_of_texts_is_counted() -> None:
-    texts = [name for name in zoo.list_models() if zoo.get_config(name).embedding.type == "tokens"]
+    texts = [name for name in zoo.list_models() if getattr(zoo.get_config(name).embedding, "type", None) == "tokens"]
     assert set(PRESETS) <= set(texts)
 
 

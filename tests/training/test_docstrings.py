@@ -68,6 +68,18 @@ def test_the_test_part_never_changes(data: Docstrings) -> None:
     assert not again.has("validation")
 
 
+def test_few_docstrings_of_each_package(data: Docstrings) -> None:
+    part: Docstrings = make(Docstrings.Config(validation=0.1, per_package=9))
+    labels = list(part.labels("train"))
+    assert [labels.count(label) for label in range(len(PACKAGES))] == [9] * len(PACKAGES)
+    assert set(part.texts("train")) < set(data.texts("train"))
+    assert list(part.texts("test")) == list(data.texts("test")) and list(part.texts("validation")) == list(
+        data.texts("validation")
+    )
+    more: Docstrings = make(Docstrings.Config(validation=0.1, per_package=10))
+    assert set(part.texts("train")) < set(more.texts("train")), "fewer ones are some of more"
+
+
 def test_source_is_read_and_never_run(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "idle_test").mkdir()

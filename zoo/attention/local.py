@@ -42,7 +42,8 @@ class LocalAttention(Attention):
     (global tokens and their projections).
     Shapes: (batch, tokens, width) -> (batch, tokens, width). Cost: O(tokens x window x width) time and memory
     O(tokens x width); global tokens add O(tokens x global tokens x width). Only who asks for the attention weights has them
-    formed for all pairs of tokens.
+    formed for all pairs of tokens; and a graph that is traced with a `global_attention_mask`, whose tokens it cannot count,
+    holds a mask of them.
     """
 
     class Config(AttentionConfig):
@@ -74,6 +75,8 @@ class LocalAttention(Attention):
         "global_key": "column",
         "global_value": "column",
     }
+    twins: ClassVar[dict[str, str]] = {"global_query": "query", "global_key": "key", "global_value": "value"}
+    """As which layers others start where weights come from a model without them, as in section 3.1 of Longformer's paper."""
     has_global_tokens: ClassVar[bool] = True
     """Whether a call's `global_attention_mask` means something to it."""
 
@@ -188,24 +191,7 @@ class LocalAttention(Attention):
         self, query: Tensor, key: Tensor, value: Tensor, allowed: Any, rows: GlobalRows | None, dropout: float, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The same by weights of all pairs of tokens, for those who look at them, or where nobody can count global tokens."""
-        mask, texts = allowed
-        tokens, keys = query.shape[2], key.shape[2]
-        place = torch.arange(keys, device=query.device)
-        apart = place - place[keys - tokens :, None]
-        near = (apart.abs() <= self.window)[None, None]
-        if rows is not None:
-            near = near | rows.which[:, None, None, :] | rows.which[:, None, :, None]
-        if self.causal:
-            near = near & (apart <= 0)
-        if texts is not None:
-            near = near & (texts[:, None, :, None] == texts[:, None, None, :])
-        scores = near if mask is None or mask.dtype != torch.bool else near & mask
-        if mask is not None and mask.dtype != torch.bool:
-            scores = mask.masked_fill(~near, -math.inf)
-        if self.position is not None and self.position.relative:
-            bias = self.position.bias(place[None, keys - tokens :], place[None]).to(query.dtype)
-            scores = bias.masked_fill(~scores, -math.inf) if scores.dtype == torch.bool else bias + scores
-        options: dict[str, Any] = {"mask": scores, "scale": self.scale}
+        options: dict[str, Any] = {"mask": self._all_pairs(query, key.shape[2], allowed, rows), "scale": self.scale}
         watched = weights or self.pattern.watched
         pattern = attention_weights(query, key, **options) if watched else None
         own = None
@@ -227,3 +213,23 @@ class LocalAttention(Attention):
         if own is not None:
             found = torch.where(is_global, mixed(pattern, own_value, dropout), found)
         return found, pattern if weights else None
+
+    def _all_pairs(self, query: Tensor, keys: int, allowed: Any, rows: GlobalRows | None) -> Tensor:
+        """Which token may attend to which, or what is added to the scores."""
+        mask, texts = allowed
+        key_at = torch.arange(keys, device=query.device)
+        query_at = key_at[keys - query.shape[2] :]
+        apart = key_at - query_at[:, None]
+        near = (apart.abs() <= self.window)[None, None]
+        if rows is not None:
+            near = near | rows.which[:, None, None, :] | rows.which[:, None, :, None]
+        if self.causal:
+            near = near & (apart <= 0)
+        if texts is not None:
+            near = near & (texts[:, None, :, None] == texts[:, None, None, :])
+        if mask is not None:
+            near = near & mask if mask.dtype == torch.bool else mask.masked_fill(~near, -math.inf)
+        if self.position is None or not self.position.relative:
+            return near
+        bias = self.position.bias(query_at[None], key_at[None]).to(query.dtype)
+        return bias.masked_fill(~near, -math.inf) if near.dtype == torch.bool else bias + near

@@ -34,6 +34,8 @@ class HuggingFaceLongformer(HuggingFaceRoberta):
     def read_config(self, values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         fields = Fields(values, self.model_type, {})
         fields.require("is_decoder", False, why="every token sees those behind it too")
+        fields.require("attention_mode", "longformer", why="only windows with global tokens")
+        fields.require("ignore_attention_mask", False, why="padding is masked")
         window, depth = fields.take("attention_window", 512), fields.number("num_hidden_layers", 12)
         windows = window if isinstance(window, list) else [window] * depth
         whole = all(isinstance(each, int) and not isinstance(each, bool) and each > 0 and each % 2 == 0 for each in windows)
@@ -41,7 +43,8 @@ class HuggingFaceLongformer(HuggingFaceRoberta):
             raise fields.error(
                 "attention_window", f"expected an even number above 0, or one for each layer, got {window!r:.60}"
             )
-        known = {"attention_window", "onnx_export", "classifier_dropout"}  # the last is read by none of their classes
+        known = {"attention_window", "attention_mode", "ignore_attention_mask", "onnx_export"}
+        known.add("classifier_dropout")  # which is read by none of their classes
         rest = {"vocab_size": 30522, **{name: value for name, value in values.items() if name not in known}}
         model = super().read_config(rest, names)
         attention = model["stack"]["block"]["attention"]
@@ -54,6 +57,8 @@ class HuggingFaceLongformer(HuggingFaceRoberta):
 
     def write_config(self, config: Any) -> dict[str, Any]:
         wanted = Wanted(f"Hugging Face's {self.class_name}")
+        self._check_embedding(wanted, config.embedding)
+        wanted.part("stack", config.stack, "uniform")
         blocks = config.stack.blocks()
         values = super().write_config(_as_roberta(wanted, config, blocks))
         kind = getattr(config.head, "type", None)

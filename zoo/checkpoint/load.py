@@ -75,6 +75,8 @@ def _fill(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dtyp
 def _filled(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dtype: Any) -> Model:
     report, model = LoadReport(found.place), on_meta(wanted)
     source = model if own == wanted else on_meta(own)
+    if own != wanted:
+        _check_activations(found, own, wanted, unchanged)
     tensors = _read(found, source, report)
     if source is model:
         fitted = tensors
@@ -89,6 +91,15 @@ def _filled(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dt
     model.load_report = report
     as_wanted = all(each.device == device and each.dtype == kind for each in model.parameters())
     return model if as_wanted and not any(True for _ in model.buffers()) else model.to(device=device, dtype=kind)
+
+
+def _check_activations(found: Found, own: Any, wanted: Any, unchanged: Any) -> None:
+    """Refuses weights made for another activation, of which no tensor's shape tells, unless an override asks for it."""
+    asked = {path for path, _, _ in differing_fields(unchanged, wanted)}
+    for path, there, here in differing_fields(own, wanted):
+        if path.endswith(".activation") and not any(path.startswith(each) for each in asked):
+            message = f"{path} is {there!r} there, {here!r} here, and no override asked for the difference"
+            raise WeightsError(f"{found.place}: these weights are not those of the model: {message}")
 
 
 class _Match(NamedTuple):
@@ -171,6 +182,9 @@ def _fit(tensors: dict[str, Tensor], source: Model, model: Model, allowed: Model
         elif adapted is not None:
             fitted[name] = adapted[0]
             report.add("resized", name, adapted[1])
+        elif (twin := _twin(name, model)) in theirs and theirs[twin].shape == parameter.shape:
+            fitted[name] = tensors[twin].clone()
+            report.add("re-initialised", name, f"new here, as {twin}")
         elif name in theirs and not name.startswith("head.") and not _other_part(name, source, model):
             problems.append(f"{name}: {list(theirs[name].shape)} cannot become {list(parameter.shape)}")
         else:
@@ -208,6 +222,14 @@ def _other_part(name: str, source: Model, model: Model) -> bool:
             return True
         owner = owner.rpartition(".")[0]
     return False
+
+
+def _twin(name: str, model: Model) -> str:
+    """The tensor as which a new one starts: the layer that owns it stands in the `twins` of its part."""
+    layer, _, attribute = name.rpartition(".")
+    owner, _, own = layer.rpartition(".")
+    twin = getattr(model.get_submodule(owner), "twins", {}).get(own)
+    return f"{owner}.{twin}.{attribute}" if twin else ""
 
 
 def _adapt(name: str, tensor: Tensor, source: Model, model: Model) -> tuple[Tensor, str] | None:

@@ -37,7 +37,7 @@ def export_model(model: Model, folder: Path, format: str) -> Path:
     left = sorted(set(parameters) - {name for entry in table for name in entry.ours})
     if left:
         raise ConfigError(f"{format} has no tensors for {', '.join(left[:10])}")
-    return write_folder(folder, values, rules.write(table, parameters))
+    return write_folder(folder, values, rules.write(table, parameters), family.files)
 
 
 def family_for(config: Any, library: str) -> tuple[Family, dict[str, Any]]:
@@ -54,28 +54,36 @@ def family_for(config: Any, library: str) -> tuple[Family, dict[str, Any]]:
         )
     reasons = []
     for family in families():
-        if family.library == library:
+        if family.library == library and family.assembly == config.type:
             try:
                 return family, family.write_config(config)
             except ConfigError as error:
                 reasons.append(str(error))
-    raise ConfigError(max(reasons, key=_reached))
+    raise ConfigError(max(reasons, key=_reached, default=f"type: {library} has no model of type {config.type!r}"))
 
 
 def _reached(reason: str) -> int:
-    """How far the check that gave this reason came, which goes from the embedding over the stack to the head."""
+    """How far the check that gave this reason came, which goes from the embedding over the stack to the head.
+
+    A family whose stack or attention is of another type altogether is not the nearest one.
+    """
     place = reason.partition(":")[0]
-    return {"embedding": 0, "stack": 2, "head": 4}.get(place.partition(".")[0], 0) + ("." in place)
+    if place == "stack":
+        return 0
+    inside = "." in place and not place.endswith(".attention")
+    return {"embedding": 0, "stack": 2, "head": 4}.get(place.partition(".")[0], 0) + inside
 
 
-def write_folder(folder: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
-    """Writes `model.safetensors` and `config.json`; what stood there before stays until the new file is whole."""
+def write_folder(
+    folder: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor], files: tuple[str, str] = Family.files
+) -> Path:
+    """Writes the config and the tensors; what stood there before stays until the new file is whole."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        _replace(folder / "model.safetensors", lambda path: save_file(plain, path, metadata={"format": "pt"}))
+        _replace(folder / files[1], lambda path: save_file(plain, path, metadata={"format": "pt"}))
         text = json.dumps(values, indent=2) + "\n"
-        _replace(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+        _replace(folder / files[0], lambda path: path.write_text(text, encoding="utf-8"))
     except (OSError, NotImplementedError) as error:
         if isinstance(error, NotImplementedError):
             raise WeightsError("a model on the meta device has no weights to save") from None

@@ -14,10 +14,11 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from zoo.config import Problem
+from zoo.config.base import PositiveInt
 from zoo.data.base import DataConfig, SplitName
 from zoo.data.image import label_of
 from zoo.data.rows import Example, Row, Rows
-from zoo.data.shares import part_of
+from zoo.data.shares import few, part_of
 from zoo.data.text import TextConfig, TextData
 from zoo.errors import DataError
 from zoo.extras import require
@@ -48,6 +49,8 @@ class Docstrings(TextData):
         type: Literal["docstrings"] = "docstrings"
         packages: Annotated[list[str], Field(min_length=2)] = Field(default_factory=lambda: list(PACKAGES))
         """The packages to tell apart, in the order of their labels: names of folders of the standard library."""
+        per_package: PositiveInt | None = None
+        """How many docstrings of each package are trained on at most, the same in every run; null for all."""
 
         @field_validator("packages")
         @classmethod
@@ -94,13 +97,24 @@ class Docstrings(TextData):
         rows: dict[SplitName, dict[str, list[Any]]] = {
             part: {"text": [], "labels": []} for part in ("train", "validation", "test")
         }
-        for key, text, label in alone(self._found()):
-            part = rows[part_of(key.encode(), TEST, self.config.validation)]
-            part["text"].append(text)
-            part["labels"].append(label)
+        known = list(alone(self._found()))
+        parts = [part_of(key.encode(), TEST, self.config.validation) for key, _, _ in known]
+        chosen = self._chosen([(key, label) for (key, _, label), part in zip(known, parts) if part == "train"])
+        for (key, text, label), part in zip(known, parts):
+            if part != "train" or chosen is None or key.encode() in chosen:
+                rows[part]["text"].append(text)
+                rows[part]["labels"].append(label)
         datasets = require("datasets", "train", self.place)
         features = datasets.Features({"text": datasets.Value("string"), "labels": datasets.Value("int64")})
         return {part: datasets.Dataset.from_dict(columns, features=features) for part, columns in rows.items()}
+
+    def _chosen(self, trained: list[tuple[str, int]]) -> set[bytes] | None:
+        """The words of the docstrings that are trained on; None for all."""
+        most = self.config.per_package
+        if most is None:
+            return None
+        labels = range(self.config.classes)
+        return set().union(*(few((key.encode() for key, its in trained if its == label), most) for label in labels))
 
     def _found(self) -> Iterator[tuple[str, int]]:
         library = Path(sysconfig.get_path("stdlib"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
+from collections.abc import Iterable
 
 from zoo.data.base import SplitName
 
@@ -20,6 +22,11 @@ def part_of(content: bytes, test: float, validation: float) -> SplitName:
     if _drawn(content, b"test") < test:
         return "test"
     return "validation" if _drawn(content, b"validation") < validation else "train"
+
+
+def few(contents: Iterable[bytes], most: int) -> set[bytes]:
+    """So many of these at most, drawn from what they hold: the others play no role but by being there."""
+    return set(heapq.nsmallest(most, set(contents), key=lambda content: _drawn(content, b"few")))
 
 
 def _drawn(content: bytes, name: bytes) -> float:

@@ -8,6 +8,7 @@ tokens and 128 neighbours on each side:
   one call, over an unfolded view of padded keys, 18 ms; attention to all tokens, with a mask, 246 ms.
 - backward: the same loop with five plain products for each block, which compute its weights anew, 42 ms. The operator's
   own backward pass in such a loop 57 ms; of the unfolded view, whose gradients have to be summed up, 85 ms.
+- blocks of 96 queries instead: both passes together 68 instead of 72 ms, forward no difference.
 
 So that is done on a CPU. Under torch.compile, torch.export and functorch, with dropout, and on other devices all blocks
 are one call: the dozen lines of `_unfolded`. Nothing was measured on a GPU, where torch's own kernels for windows may be

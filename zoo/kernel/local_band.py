@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.kernel.switch import readable
 
-BLOCK = 64  # queries that are one attention
+BLOCK = 96  # queries that are one attention
 
 Bias = Callable[[Tensor, Tensor], Tensor]
 """Of places (1, queries) and (1, keys), what is added to the scaled scores: (1, heads, queries, keys)."""
