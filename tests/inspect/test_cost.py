@@ -174,6 +174,7 @@ def test_against(tiny: dict[str, Any]) -> None:
     assert same.fields == () and {figure.ratio for figure in same.figures} == {1.0}
 
 
+@pytest.mark.slow
 def test_the_largest_preset_takes_less_than_four_seconds(run: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
     """Of a processor, start included: how long that is on a clock depends on who else is there."""
 
