@@ -66,7 +66,7 @@ def drawn(seed: int) -> tuple[list[Tensor], list[Tensor], Settings]:
     """Lengths, windows, heads, masks, texts, positions and global tokens, all by chance."""
     chance = random.Random(seed)
     torch.manual_seed(seed)
-    keys, window = chance.choice([chance.randint(1, 70), 63, 64, 65, 129, 150]), chance.randint(0, 80)
+    keys, window = chance.choice([chance.randint(1, 100), BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 1]), chance.randint(0, 80)
     batch, key_heads = chance.randint(1, 3), chance.randint(1, 2)
     tokens = keys if chance.random() < 0.7 else chance.randint(1, keys)
     inputs = heads((batch, key_heads * chance.randint(1, 3), key_heads, tokens, keys, 4))
@@ -101,8 +101,8 @@ def test_everything_by_chance(start: int, plain: bool) -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_lengths_and_windows(causal: bool) -> None:
     torch.manual_seed(0)
-    for length in (1, 2, 7, 63, 64, 65, 70):
-        for window in (0, 1, 3, 62, 63, 64, 68, 69, 80):
+    for length in (1, 2, 7, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 6):
+        for window in (0, 1, 3, BLOCK - 2, BLOCK - 1, BLOCK, BLOCK + 4, BLOCK + 5, BLOCK + 16):
             agree(heads((1, 2, 1, length, length, 4)), window=window, causal=causal)
 
 
@@ -110,7 +110,7 @@ def test_many_rows_and_heads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> 
     """The backward pass forms few scores at once: rows together, or heads one after another."""
     import importlib
 
-    for limit in (1, 64 * 80, 3 * 64 * 80, SCORES):
+    for limit in (1, BLOCK * 120, 3 * BLOCK * 120, SCORES):
         monkeypatch.setattr(importlib.import_module("zoo.kernel.local_attention"), "SCORES", limit)
         torch.manual_seed(0)
         inputs = heads((3, 6, 3, 150, 150, 4))
@@ -137,8 +137,8 @@ def test_a_row_without_keys_gives_zeros_and_no_gradient(plain: bool) -> None:
 
 def test_gradients_of_gradients_and_in_batches() -> None:
     torch.manual_seed(0)
-    inputs = tuple(torch.randn(1, 2, 70, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    mask = torch.rand(1, 1, 1, 70) < 0.8
+    inputs = tuple(torch.randn(1, 2, BLOCK + 6, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.rand(1, 1, 1, BLOCK + 6) < 0.8
 
     def function(*inputs: Tensor) -> Tensor:
         return kernel.local_attention(*inputs, window=3, mask=mask)

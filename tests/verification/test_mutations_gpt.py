@@ -247,6 +247,81 @@ def pool_the_last_place(model):
     model.head.pool.forward = lambda x, layout: x[:, -1]
 
 
+def with_places(model, change):
+    """Another layout for the positions of layer 1, where tokens follow those of a cache."""
+    position = block(model).attention.position
+    turned = position.turned
+    position.turned = lambda q, k, layout: turned(q, k, change(layout)._replace(shared={}) if layout.past else layout)
+
+
+def new_tokens_start_at_0(model):
+    with_places(model, lambda layout: layout._replace(past=0))
+
+
+def new_tokens_are_one_too_far(model):
+    with_places(model, lambda layout: layout._replace(past=layout.past + 1))
+
+
+def padding_counts_for_new_tokens(model):
+    with_places(model, lambda layout: layout._replace(positions=None))
+
+
+def table_starts_at_0(model):
+    position = model.embedding.position
+    at = position.at
+    position.at = lambda layout, tokens: at(layout._replace(past=0), tokens)
+
+
+def table_starts_one_too_far(model):
+    position = model.embedding.position
+    at = position.at
+    position.at = lambda layout, tokens: at(layout._replace(past=layout.past + (layout.past > 0)), tokens)
+
+
+def padding_is_forgotten(model):
+    """The tokens of the cache are all real."""
+    attend = block(model).attention.attend
+
+    def changed(q, k, v, layout, weights):
+        if layout.mask is not None and layout.past:
+            mask = layout.mask.clone()
+            mask[..., : layout.past] = True
+            layout = layout._replace(mask=mask, shared={})
+        return attend(q, k, v, layout, weights)
+
+    block(model).attention.attend = changed
+
+
+def with_cache(model, change):
+    attend = block(model).attention.attend
+
+    class Changed:
+        def __init__(self, cache):
+            self.cache = cache
+
+        def extend(self, key, value, keep=None):
+            return change(self.cache, key, value, keep)
+
+    block(model).attention.attend = lambda q, k, v, layout, weights: attend(
+        q, k, v, layout if layout.cache is None else layout._replace(cache=Changed(layout.cache)), weights
+    )
+
+
+def keeps_one_too_few(model):
+    with_cache(model, lambda cache, key, value, keep: cache.extend(key, value, keep - 1))
+
+
+def values_in_another_order(model):
+    """Those of the past, backwards."""
+
+    def change(cache, key, value, keep):
+        keys, values = cache.extend(key, value, keep)
+        past = values.shape[2] - value.shape[2]
+        return keys, torch.cat([values[:, :, :past].flip(2), value], 2)
+
+    with_cache(model, change)
+
+
 ATTENTION, NORM, FEEDFORWARD = (f"stack.layers.1.{part}" for part in ("attention", "attention_norm", "feedforward"))
 ANY = {
     set_eps: NORM,
@@ -273,6 +348,10 @@ GPT2 = {
     positions_of_padding_count: "embedding",
     shift_positions: "embedding",
     ignore_segments: "embedding",
+    table_starts_at_0: "embedding",
+    table_starts_one_too_far: "embedding",
+    padding_is_forgotten: ATTENTION,
+    values_in_another_order: ATTENTION,
     untied: "head",
 }
 LLAMA = {
@@ -288,6 +367,11 @@ LLAMA = {
     swap_gate_and_up: "stack.layers.0.feedforward",
     mean_is_taken_off: NORM,
     normed_in_double_precision: NORM,
+    new_tokens_start_at_0: ATTENTION,
+    new_tokens_are_one_too_far: ATTENTION,
+    padding_counts_for_new_tokens: ATTENTION,
+    padding_is_forgotten: ATTENTION,
+    values_in_another_order: ATTENTION,
     tied: "head",
 }
 LLAMA_3 = {
@@ -308,7 +392,8 @@ CASES = [
       for mutation in (no_scaling, other_factor, other_first_length, other_bound, no_attention_factor)),
     *(("mistral-7b", {}, mutation, ATTENTION)
       for mutation in (window_too_wide, window_too_narrow, no_window, not_causal, heads_in_another_order, interleaved,
-                       ignore_mask, invert_mask, first_row_masks_all, other_scale)),
+                       ignore_mask, invert_mask, first_row_masks_all, other_scale, new_tokens_start_at_0,
+                       new_tokens_are_one_too_far, padding_counts_for_new_tokens, padding_is_forgotten, keeps_one_too_few)),
     *(("qwen2.5-0.5b", {}, mutation, "stack.layers.0.attention") for mutation in (drop_query_bias, drop_value_bias)),
     *(("gpt2", CLASSES, mutation, "logits") for mutation in (pool_the_first_token, pool_the_last_place)),
 ]  # fmt: skip

@@ -1,9 +1,11 @@
 """Every decoder equals its reference: the presets with each head, configs that no preset has, and unusual numbers."""
 
 import pytest
+import torch
 
 import zoo
 from zoo.errors import ConfigError
+from zoo.verification.cases import calls
 
 POOL = {"type": "last-token", "padding": 3}
 HEADS = {
@@ -48,7 +50,20 @@ def verified(preset, overrides):
     assert found.worst("float64") <= 1e-10
     assert {"texts", "padded on the right", "padded on the left", "holes", "given positions"} <= set(found.cases)
     assert preset != "gpt2" or "segments" in found.cases
+    head = zoo.get_config(preset, overrides).head
+    cached = {"over a cache", "over a cache, padded on the left"} & set(found.cases)
+    assert len(cached) == (2 if head is None or head.type == "language-model" else 0)
     return found
+
+
+def test_a_case_over_a_cache_is_one_call_after_another():
+    ids = torch.arange(14).reshape(2, 7)
+    inputs = {"input_ids": ids, "attention_mask": ids % 2, "position_ids": ids + 1}
+    assert [each.keys() for each in calls(inputs)] == [inputs.keys()]
+    parts = calls({**inputs, "chunks": (4, 1, 2)})
+    assert [part["input_ids"].tolist()[0] for part in parts] == [[0, 1, 2, 3], [4], [5, 6]]
+    assert [part["position_ids"].tolist()[1] for part in parts] == [[8, 9, 10, 11], [12], [13, 14]]
+    assert [part["attention_mask"].shape[1] for part in parts] == [4, 5, 7]
 
 
 GPT2 = {
@@ -80,6 +95,7 @@ LOCAL = {"type": "local", "window": 3}
         ("llama-2-7b", {f"{ROTARY}.scaling": {"type": "yarn", "factor": 9.0, "length": 8, "slow": 0.4, "attention": 0.7}}),
         ("llama-2-7b", {f"{ROTARY}.scaling": {"type": "yarn", "factor": 9.0, "length": 8, "fast": 2.0, "truncate": False}}),
         ("mistral-7b", {"stack.block.attention.window": 0}),
+        ("mistral-7b", {"stack.block.attention.window": 4095}),
         ("mistral-7b", {"stack.block.attention": {"window": 30, "kv_heads": 1, "head_size": 6}}),
         ("qwen2.5-0.5b", {"stack.pattern": [{}, {"attention": LOCAL}]}),
         ("qwen2.5-0.5b", {"stack.pattern": [{"attention": LOCAL}, {}, {}], "stack.depth": 4}),

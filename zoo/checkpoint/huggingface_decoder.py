@@ -162,11 +162,12 @@ def check_causal_blocks(wanted: Wanted, stack: Any) -> list[Any]:
     return blocks
 
 
-def alike(wanted: Wanted, blocks: list[Any], *vary: str) -> None:
-    """Raises where blocks differ in more than these fields of their attention."""
+def alike(wanted: Wanted, blocks: list[Any], *vary: str, checked: Collection[str] = ()) -> None:
+    """Raises where blocks differ in more than these fields of their attention, and others that are `checked` elsewhere."""
     plain = [block.model_dump() for block in blocks]
     for block in plain:
-        block["attention"] = {name: value for name, value in block["attention"].items() if name not in vary}
+        block["attention"] = {name: value for name, value in block["attention"].items() if name not in (*vary, *checked)}
     if any(block != plain[0] for block in plain):
-        allowed = " or ".join(f"attention.{name}" for name in vary) or "nothing"
-        raise ConfigError(f"stack.pattern: {wanted.family} has no model whose layers differ in more than {allowed}")
+        allowed = " or ".join(f"attention.{name}" for name in vary)
+        more = f" in more than {allowed}" if vary else ""
+        raise ConfigError(f"stack.pattern: {wanted.family} has no model whose layers differ{more}")

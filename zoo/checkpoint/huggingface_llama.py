@@ -63,6 +63,8 @@ class HuggingFaceLlama(HuggingFaceDecoder):
     """What absent fields mean."""
     attentions: ClassVar[tuple[str, ...]] = ("full",)
     """The types of attention that a layer may have."""
+    vary: ClassVar[tuple[str, ...]] = ()
+    """The fields of attention in which layers may differ."""
 
     def read_config(self, values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         fields = text_fields(values, self.model_type)
@@ -130,7 +132,7 @@ class HuggingFaceLlama(HuggingFaceDecoder):
         for each in blocks:
             wanted.part("stack.block.attention", each.attention, *self.attentions)
             wanted.part("stack.block.feedforward", each.feedforward, "gated")
-        alike(wanted, blocks, *sorted({name for each in blocks for name in own_fields(each.attention)}))
+        alike(wanted, blocks, *self.vary, checked={name for each in blocks for name in own_fields(each.attention)})
         head_size = attention.head_size or stack.width // attention.heads
         wanted.expect("stack.block.attention.scale", attention.scale, None, head_size**-0.5)
         self.check(stack.width, attention.heads, "stack.width")

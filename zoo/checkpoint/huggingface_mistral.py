@@ -60,6 +60,7 @@ class HuggingFaceQwen2(HuggingFaceMistral):
     defaults: ClassVar[Mapping[str, Any]] = {
         "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768, "num_key_value_heads": 32,
     }  # fmt: skip
+    vary = ("type", "window")
 
     def read_biases(self, fields: Fields) -> dict[str, bool]:
         return {"bias": True, "output_bias": False}

@@ -101,8 +101,9 @@ class RotaryPosition(AttentionPosition):
         self.config, self.size = config, config.size(head_size)
         self.name = ("rotary", self.size, config.model_dump_json())
         self.factor = 1.0 if config.scaling is None else attention_factor(config.scaling)
-        # neither a parameter nor a buffer: it stays in float32 on whatever device it was needed
-        self._frequencies: dict[Any, Tensor] = {}
+        # neither a parameter nor a buffer: it stays in float32, whatever becomes of the model, on each device that needed it
+        with torch.inference_mode(False):  # it outlives whatever this is built in
+            self._frequencies: dict[Any, Tensor] = {torch.device("cpu"): frequencies(config, self.size)}
         self._warned = False
 
     def turned(self, query: Tensor, key: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -126,10 +127,12 @@ class RotaryPosition(AttentionPosition):
         """(batch or 1, tokens, size / 2), float32"""
         places = layout.places(tokens, device)
         self._warned = self._warned or warn_beyond(self.config.length, layout, tokens)
-        if device not in self._frequencies:
-            with torch.inference_mode(False):  # they outlive this forward
-                self._frequencies[device] = frequencies(self.config, self.size).to(device)
-        turns = self._frequencies[device]
+        turns = self._frequencies.get(device)
+        if turns is None:
+            with torch.inference_mode(False):
+                turns = self._frequencies[torch.device("cpu")].to(device)
+            if not torch.compiler.is_compiling():
+                self._frequencies[device] = turns
         if self.config.scaling is not None and self.config.scaling.type == "dynamic" and places.numel():
             turns = _stretched(self.config, self.size, places.max() + 1, turns)
         return places[..., None].float() * turns
