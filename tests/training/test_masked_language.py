@@ -319,6 +319,7 @@ def test_only_the_asked_tokens_are_scored() -> None:
     model = zoo.build(MODEL).eval()
     ids, mask = torch.randint(5, 300, (2, 7)), torch.rand(2, 7) < 0.5
     full, some = model(ids).logits, model(ids, score_mask=mask).logits
+    assert model(ids, score_mask=torch.zeros_like(mask)).logits.shape == (0, full.shape[-1])
     assert some.shape == (int(mask.sum()), 300) and torch.allclose(full[mask], some, atol=1e-6)
     with pytest.raises(
         InputError, match=r"^score_mask: expected true and false of shape \(2, 7\) \(batch, tokens\), got \(2, 6\)"
@@ -326,8 +327,9 @@ def test_only_the_asked_tokens_are_scored() -> None:
         model(ids, score_mask=mask[:, 1:])
     for head in ({"type": "classifier", "classes": 14}, "pooler", "pretraining", "span"):
         other = zoo.build(MODEL, {"head": head}).eval()
-        with pytest.raises(InputError, match="score_mask: this needs a head that scores each token by itself"):
-            other(ids, score_mask=torch.ones_like(mask))
+        for each in (torch.ones_like(mask), torch.zeros_like(mask)):
+            with pytest.raises(InputError, match="score_mask: this needs a head that scores each token by itself"):
+                other(ids, score_mask=each)
 
 
 @pytest.mark.parametrize(
