@@ -101,7 +101,7 @@ def save(model: Model, folder: str | Path) -> Path:
 
 
 def export(model: Model, folder: str | Path, format: str = "transformers") -> Path:
-    """Writes a folder that another library opens: `format` is "transformers" or "timm".
+    """Writes a folder that another library opens: `format` is "transformers", "timm" or "open_clip".
 
     Raises:
         ConfigError: the library has no such model; the message names the field.
@@ -125,7 +125,7 @@ def verify(
         target: the name of a preset, a YAML file, a config, or anything that `load` takes.
         overrides: fields to change; the reference stays that of the unchanged target.
         weights: real weights to compare on, as `load` takes them (default: every parameter redrawn).
-        reference: "transformers" or "timm" (default: each that has such a model).
+        reference: "transformers", "timm" or "open_clip" (default: each that has such a model).
         options: see `zoo.verification.run.verify`.
 
     Returns:

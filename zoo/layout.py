@@ -44,6 +44,8 @@ class Layout(NamedTuple):
     """Of the texts that stand one after another in a single row, where padding is left out; None elsewhere."""
     shared: dict[Any, Any] | None = None
     """What the layers of one forward share, made by the first that needs it, such as a mask in the kernel's form."""
+    windows: Any = None
+    """How a layer cuts the grid into windows (`zoo.kernel.Windows`), for the attention of that layer; None elsewhere."""
 
     def places(self, tokens: int, device: Any) -> Tensor:
         """The place of each token in its text: (batch or 1, tokens), whole numbers."""

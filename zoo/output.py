@@ -7,6 +7,17 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
+class FeatureMap(NamedTuple):
+    """Tokens of a grid as an image of features, for detectors and segmenters."""
+
+    map: Tensor
+    """(batch, channels, rows, columns)"""
+    stride: tuple[int, int]
+    """Height and width, in pixels, of what one of its places stands for."""
+    channels: int
+    """Size of the vector at each place."""
+
+
 class TransformerOutput(NamedTuple):
     """The output of a transformer; what its head does not give, or nobody asked for, is None."""
 
@@ -26,9 +37,36 @@ class TransformerOutput(NamedTuple):
     """(batch, tokens): and for where it ends."""
     sentence_embedding: Tensor | None = None
     """(batch, width): what a sentence-embedding head gives."""
+    image_embeds: Tensor | None = None
+    """(batch, size): what a projection head makes of images, of any length."""
+    text_embeds: Tensor | None = None
+    """(batch, size): and of texts."""
+    feature_maps: dict[str, FeatureMap] | None = None
+    """The feature maps asked for, by name, those of fine grids first."""
     past_key_values: Any = None
     """The keys and values of all tokens so far (`zoo.cache.Cache`), for the next call."""
     hidden_states: tuple[Tensor, ...] | None = None
     """The tokens before the first and after each block, before the final norm; (batch, tokens, width) each."""
     attentions: tuple[Tensor, ...] | None = None
     """The attention weights of the layers; (batch, heads, tokens, tokens) each."""
+
+
+class DualEncoderOutput(NamedTuple):
+    """The output of a dual encoder; what needs an input that was not given is None."""
+
+    logits_per_image: Tensor | None = None
+    """(images, texts): how well each text fits each image."""
+    logits_per_text: Tensor | None = None
+    """(texts, images): the same, by text."""
+    text_embeds: Tensor | None = None
+    """(texts, size): the texts as vectors of length one."""
+    image_embeds: Tensor | None = None
+    """(images, size): the images as vectors of length one."""
+    logit_scale: Tensor | None = None
+    """What cosines are multiplied by, a scalar: the learned scale itself, not its logarithm."""
+    logit_bias: Tensor | None = None
+    """What is added behind that, a scalar; None where nothing is."""
+    text_model_output: TransformerOutput | None = None
+    """What the text tower gave; its `pooler_output` is the projected vector, of any length."""
+    vision_model_output: TransformerOutput | None = None
+    """What the image tower gave, alike."""

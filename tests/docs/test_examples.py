@@ -51,6 +51,11 @@ def _run(*words: str, folder: Path, path: str) -> str:
     return done.stdout
 
 
+def test_a_segmenter_learns_from_feature_maps(tmp_path: Path) -> None:
+    printed = _run(sys.executable, str(EXAMPLES / "segmentation.py"), "--steps", "2", folder=tmp_path, path=str(ROOT))
+    assert "mean IoU" in printed
+
+
 def test_part_of_an_installed_package(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     target = tmp_path / "installed"

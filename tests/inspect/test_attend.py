@@ -207,3 +207,32 @@ def test_a_text_from_the_command_line(run: Callable[..., Any], tmp_path: Any) ->
     run("-m", "zoo", "attend", folder, "the cat saw a mouse", "-o", str(picture), "--layers", "0,3", "--heads", "1,2")
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert "the text is empty" in run("-m", "zoo", "attend", folder, " ", "-o", str(picture)).stderr
+
+
+SWIN = {
+    "embedding.image_size": 48, "stack.width": 12, "stack.block.attention.window": 3, "head.classes": 5,
+    "stack.stages": [{"depth": 2, "heads": 3}, {"depth": 2, "heads": 3}],
+}  # fmt: skip
+
+
+def test_stages_have_grids_and_windows_of_their_own() -> None:
+    seen = zoo.attend(zoo.build("swin-tiny", SWIN), torch.randn(1, 3, 48, 40))
+    assert seen.grid == (12, 10) and seen.grids == ((12, 10), (12, 10), (6, 5), (6, 5))
+    assert [each.shift for each in seen.windows] == [(0, 0), (1, 1), (0, 0), (1, 1)]
+    assert [tuple(each.shape[1:]) for each in seen.maps] == [(3, 120, 120)] * 2 + [(3, 30, 30)] * 2
+    straight, shifted = (each[0].mean(0).unflatten(0, (12, 10)).unflatten(2, (12, 10)) for each in seen.maps[:2])
+    assert (straight[0, 0, :3, :3] > 0).all() and straight[0, 0, 3:].sum() == 0 and straight[0, 0, :, 3:].sum() == 0
+    assert (shifted[1, 1, 1:4, 1:4] > 0).all() and shifted[1, 1, 0].sum() < 1e-30 and shifted[1, 1, 4:].sum() < 1e-30
+    with pytest.raises(InputError, match="120 tokens became 30"):
+        zoo.attend(zoo.build("swin-tiny", SWIN), torch.randn(1, 3, 48, 40), rollout=True)
+
+
+def test_a_picture_shows_windows(tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    from zoo.inspect.picture import over_image
+
+    seen = zoo.attend(zoo.build("swin-tiny", SWIN), torch.randn(1, 3, 48, 40), heads="mean")
+    shown = torch.rand(48, 40, 3)
+    with_borders = over_image(seen, shown, tmp_path / "a.png", token=37).read_bytes()
+    without = over_image(seen._replace(windows=()), shown, tmp_path / "b.png", token=37).read_bytes()
+    assert with_borders != without

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from zoo.verification.certificate import certificates, outdated, with_table
+from zoo.verification.certificate import certificates, outdated, part, table, with_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +34,20 @@ def test_a_certificate_of_another_config_is_out_of_date():
         "stack.depth: 12 in a field that did not exist",
         "stack.block.norm.eps: 1e-06 instead of 1e-05",
     ]
+
+
+def test_of_a_large_model_what_fits_is_verified_and_said():
+    for name in ("gpt2", "vit-huge"):
+        assert part(zoo.get_config(name)) == (zoo.get_config(name), None)
+    config, note = part(zoo.get_config("llama-3-8b"))
+    assert note == "1 of 32 layers, 4,096 of 128,256 tokens"
+    assert config.stack.depth == 1 and config.stack.block == zoo.get_config("llama-3-8b").stack.block
+    assert part(zoo.get_config("vit-huge"), memory=10)[1] == "7 of 32 layers"
+    three = zoo.get_config("llama-3-8b", {"stack.pattern": [{}, {}, {"attention": {"heads": 16, "head_size": 256}}]})
+    assert part(three)[0].stack.depth == 3  # each kind of its layers
+    known = certificates()
+    for name in ("gpt2-xl", "mistral-7b", "llama-3.2-1b"):
+        assert f"({known[name]['verified']}) |" in next(line for line in table().splitlines() if f"`{name}`" in line)
 
 
 def test_no_certificate_without_a_preset():

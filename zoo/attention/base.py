@@ -43,6 +43,9 @@ class AttentionConfig(Config):
     dropout: Probability = 0.0
     """Share of attention weights dropped in training."""
 
+    windowed: ClassVar[bool] = False
+    """Whether it attends within the windows of a grid, where places have a row and a column."""
+
     def problems(self, *, width: int, **context: Any) -> Iterator[Problem]:
         if self.head_size is None and width % self.heads:
             near = [heads for heads in range(1, width + 1) if width % heads == 0]
@@ -54,6 +57,9 @@ class AttentionConfig(Config):
             if getattr(self.position, "where", None) != "attention":
                 kind = getattr(self.position, "type")
                 yield ("position",), f"{kind!r} is added to the tokens, so it stands at embedding.position"
+            elif getattr(self.position, "windowed", False) and not self.windowed:
+                kind = getattr(self.position, "type")
+                yield ("position",), f"{kind!r} knows places within windows only; use attention 'window', or position: none"
             else:
                 context |= {"head_size": self.head_size or max(width // self.heads, 1), "heads": self.heads}
                 yield from within("position", self.position.problems(width=width, **context))
@@ -107,7 +113,9 @@ class Attention(nn.Module):
         self.value = kernel.Linear(width, kv_inner, config.bias)
         self.query_norm = make(config.qk_norm, width=self.head_size)
         self.key_norm = make(config.qk_norm, width=self.head_size)
-        self.position = make(config.position, head_size=self.head_size, heads=self.heads)
+        known = {"head_size": self.head_size, "heads": self.heads, "window": getattr(config, "window", None)}
+        wanted = getattr(config.position, "context", ("head_size", "heads"))
+        self.position = make(config.position, **{name: known[name] for name in wanted})
         self.pattern = HookPoint()
         self.output_norm = make(config.output_norm, width=inner)
         self.output = kernel.Linear(inner, width, config.output_bias)

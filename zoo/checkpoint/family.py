@@ -14,14 +14,22 @@ from zoo.errors import ConfigError, WeightsError
 class Family(ABC):
     """One family of models of another library: its config and its tensors, both ways."""
 
+    assembly: ClassVar[str] = "transformer"
+    """Which of our models it has: a name of `registry/model.yaml`."""
     library: ClassVar[str]
-    """The library that opens such folders: "transformers" or "timm"."""
+    """The library that opens such folders: "transformers", "timm" or "open_clip"."""
+    files: ClassVar[tuple[str, str]] = ("config.json", "model.safetensors")
+    """What it calls the config and the tensors in a folder."""
     prefix: ClassVar[str] = ""
     """What stands in front of the body's names where the file holds a head as well."""
     ignored: ClassVar[Mapping[str, str]] = {}
     """Tensors on disk that are known and dropped: {pattern with *: reason}."""
     taps: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Modules of the reference and of ours that give the same values: (theirs, ours), with {n}."""
+
+    def tapped(self, config: Any) -> tuple[tuple[str, str], ...]:
+        """`taps`, of a model of this config: where layers are not numbered alike, each stands for itself."""
+        return self.taps
 
     @abstractmethod
     def recognises(self, values: Mapping[str, Any]) -> bool:

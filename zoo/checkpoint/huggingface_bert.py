@@ -259,7 +259,7 @@ class HuggingFaceBert(Family):
         if kind is None:
             return values
         fixed: dict[str, dict[str, Any]] = {
-            "pooler": {"size": None, "activation": "tanh"},
+            "pooler": {"size": None, "activation": "tanh", "projection": True, "norm": None},
             "classifier": {"norm": None, "bias": True, "dense": "tanh"},
         }
         for name, value in fixed.get(kind, {}).items():

@@ -96,8 +96,8 @@ class HuggingFaceViT(Family):
     def write_config(self, config: Any) -> dict[str, Any]:
         wanted = Wanted(f"Hugging Face's {self.class_name}")
         embedding, stack = config.embedding, config.stack
-        self._check_embedding(wanted, embedding)
         wanted.part("stack", stack, "uniform")
+        self._check_embedding(wanted, embedding)
         wanted.expect("stack.pattern", stack.pattern, None)
         self._check_block(wanted, stack)
         attention, feedforward = stack.block.attention, stack.block.feedforward
@@ -201,11 +201,12 @@ class HuggingFaceViT(Family):
         if head is None:
             return {"architectures": [f"{self.class_name}Model"]}
         wanted.part("head.pool", head.pool, "class-token")
+        wanted.expect("head.norm", head.norm, None)
         if head.type == "pooler":
+            wanted.expect("head.projection", head.projection, True)
             size = {} if head.size is None else {"pooler_output_size": head.size}
             act = {"pooler_act": WRITTEN_ACTIVATIONS[head.activation]}
             return {"architectures": [f"{self.class_name}Model"], **size, **act}
-        wanted.expect("head.norm", head.norm, None)
         wanted.expect("head.dense", head.dense, None)
         wanted.expect("head.bias", head.bias, True)
         return {"architectures": [f"{self.class_name}ForImageClassification"], **names_of(wanted.family, head)}

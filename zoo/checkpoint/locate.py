@@ -20,6 +20,8 @@ from zoo.resources import packaged
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FORMAT = "zoo"
+OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""What open_clip calls its files; a folder for transformers as well is read as one of theirs."""
 
 
 class Found(NamedTuple):
@@ -38,18 +40,24 @@ class Found(NamedTuple):
 def families() -> list[Family]:
     """The reference families that we read and write."""
     from zoo.checkpoint.huggingface_bert import HuggingFaceBert
+    from zoo.checkpoint.huggingface_clip import HuggingFaceCLIP
+    from zoo.checkpoint.huggingface_clip_towers import HuggingFaceCLIPText, HuggingFaceCLIPVision
     from zoo.checkpoint.huggingface_distilbert import HuggingFaceDistilBert
     from zoo.checkpoint.huggingface_gpt2 import HuggingFaceGPT2
     from zoo.checkpoint.huggingface_llama import HuggingFaceLlama
     from zoo.checkpoint.huggingface_longformer import HuggingFaceLongformer
     from zoo.checkpoint.huggingface_mistral import HuggingFaceMistral, HuggingFaceQwen2
     from zoo.checkpoint.huggingface_roberta import HuggingFaceRoberta
+    from zoo.checkpoint.huggingface_swin import HuggingFaceSwin
     from zoo.checkpoint.huggingface_vit import HuggingFaceDeiT, HuggingFaceViT
+    from zoo.checkpoint.open_clip import OpenClip
+    from zoo.checkpoint.timm_swin import TimmSwin
     from zoo.checkpoint.timm_vit import TimmViT
 
     texts = [HuggingFaceBert(), HuggingFaceRoberta(), HuggingFaceDistilBert(), HuggingFaceLongformer()]
     decoders = [HuggingFaceGPT2(), HuggingFaceLlama(), HuggingFaceMistral(), HuggingFaceQwen2()]
-    return [HuggingFaceViT(), HuggingFaceDeiT(), TimmViT(), *texts, *decoders]
+    pairs = [HuggingFaceCLIP(), HuggingFaceCLIPText(), HuggingFaceCLIPVision(), OpenClip()]
+    return [HuggingFaceViT(), HuggingFaceDeiT(), TimmViT(), HuggingFaceSwin(), TimmSwin(), *texts, *decoders, *pairs]
 
 
 def locate(source: str | Path) -> Found:
@@ -91,11 +99,11 @@ def download(hub_id: str) -> Path:
 
     repository, _, revision = hub_id.partition("@")
     wanted = ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
-    wanted += ["*.safetensors", "*.safetensors.index.json"]
+    wanted += [OPEN_CLIP[0], "*.safetensors", "*.safetensors.index.json"]
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
         if not any(folder.glob("*.safetensors")):
-            snapshot_download(repository, revision=revision or None, allow_patterns=["pytorch_model*.bin*"])
+            snapshot_download(repository, revision=revision or None, allow_patterns=["pytorch_model*.bin*", OPEN_CLIP[2]])
         return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
@@ -103,8 +111,11 @@ def download(hub_id: str) -> Path:
 
 
 def _open(folder: Path) -> Found:
-    values = read_config_file(folder)
-    stored = open_folder(folder)
+    if not (folder / "config.json").exists() and (folder / OPEN_CLIP[0]).exists():
+        values = read_config_file(folder, OPEN_CLIP[0])
+        stored = open_folder(folder, *OPEN_CLIP[1:])
+    else:
+        values, stored = read_config_file(folder), open_folder(folder)
     if values.get("format") == FORMAT:
         return Found(str(folder), _mapping(values.get("model") or {}, f"{folder}/config.json: model"), None, stored)
     family = recognise(values, str(folder))
@@ -122,15 +133,19 @@ def recognise(values: dict[str, Any], place: str) -> Family:
             return family
     known = ", ".join(family.model_type for family in families() if hasattr(family, "model_type"))
     kind = values.get("model_type") or values.get("architecture") or "unnamed"
-    raise ConfigError(f"{place}/config.json: models of type {kind!r} are not supported; expected {known} or timm's vit_*")
+    expected = f"{known}, or timm's vit_* and swin_*"
+    raise ConfigError(f"{place}/config.json: models of type {kind!r} are not supported; expected {expected}")
 
 
-def read_config_file(folder: Path) -> dict[str, Any]:
+def read_config_file(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """The `config.json` of a folder."""
-    path = folder / "config.json"
+    path = folder / name
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if any((folder / each).exists() for each in OPEN_CLIP[1:]):
+            what = f"{OPEN_CLIP[0]} is missing, without which the activation of these tensors is not known"
+            raise ConfigError(f"{folder}: {what}") from None
         raise ConfigError(f"{folder}: no config.json, so this is no folder of a model") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None

@@ -71,6 +71,32 @@ class Batched(Same):
         return [(1, *ours[0])]
 
 
+class Flat(Same):
+    """Ours has leading dimensions of one that theirs, a vector, has not."""
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return [theirs[0].reshape(shapes[0])]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0].flatten()]
+
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        return [ours[0][-1:]]
+
+
+class Scalar(Same):
+    """Theirs is a number, ours a vector of one."""
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return [theirs[0].reshape(1)]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [ours[0].reshape(())]
+
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        return [()]
+
+
 class Copied(Same):
     """Theirs holds one tensor of ours under several names; the first is read."""
 

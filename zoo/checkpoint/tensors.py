@@ -33,21 +33,24 @@ class Stored(NamedTuple):
         return tensor
 
 
-def open_folder(folder: Path) -> dict[str, Stored]:
-    """All tensors of a folder: safetensors, in one file or many; else `pytorch_model.bin`, tensors only.
+def open_folder(folder: Path, *names: str) -> dict[str, Stored]:
+    """All tensors of a folder: safetensors, in one file or many; else a file of torch's, tensors only.
+
+    Args:
+        names: what the two are called (default: `model.safetensors` and `pytorch_model.bin`).
 
     Raises:
         WeightsError: no such file, a broken one, or one that holds more than tensors.
     """
-    for stem, opener in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_pickle)):
+    names = names or ("model.safetensors", "pytorch_model.bin")
+    for stem, opener in zip(names, (_open_safetensors, _open_pickle)):
         index = folder / f"{stem}.index.json"
         if index.is_file():
             return _open_shards(index, opener)
         if (folder / stem).is_file():
             return opener(folder / stem)
     found = sorted(path.name for path in folder.iterdir())
-    names = ", ".join(found[:10]) or "nothing"
-    raise WeightsError(f"{folder}: no weights: expected model.safetensors or pytorch_model.bin, found {names}")
+    raise WeightsError(f"{folder}: no weights: expected {' or '.join(names)}, found {', '.join(found[:10]) or 'nothing'}")
 
 
 def open_pickle(path: Path) -> Mapping[str, Any]:
@@ -81,6 +84,8 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
 
 def _open_pickle(path: Path) -> dict[str, Stored]:
     content = open_pickle(path)
+    inner = content.get("state_dict")
+    content = inner if isinstance(inner, Mapping) else content  # a checkpoint of training holds them beside other things
     wrong = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if wrong:
         raise WeightsError(f"{path}: expected tensors only, found other values: {', '.join(map(str, wrong[:5]))}")

@@ -37,13 +37,22 @@ def architectures() -> dict[str, dict[str, Any]]:
 
 def arguments(values: Mapping[str, Any]) -> Fields:
     """What timm would give its VisionTransformer for this `config.json`."""
+    fields = merged_arguments(values, architectures())
+    fields.require("class", "VisionTransformer", why="the distilled model averages two classifiers")
+    fields.require("attn_layer", "", "attn", why="differential attention is no part of ours")
+    fields.require("embed_layer", "PatchEmbed", why="only plain patches are parts of ours")
+    return fields
+
+
+def merged_arguments(values: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Fields:
+    """The arguments that the name of the architecture stands for, with what a `config.json` says on top of them."""
     name = str(values["architecture"])
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(values.get(key) or {}, Mapping):
             raise ConfigError(f"{name}: {key}: expected a JSON object, got {values[key]!r:.60}")
     given = {key: value for key, value in (values.get("model_args") or {}).items() if value is not None}
     pretrained = values.get("pretrained_cfg") or values
-    merged = {**architectures()[name], **given}
+    merged = {**known[name], **given}
     size = pretrained.get("input_size")
     if size is not None and not (isinstance(size, list) and len(size) == 3):
         raise ConfigError(f"{name}: input_size: expected channels, height and width, got {size!r:.60}")
@@ -56,11 +65,7 @@ def arguments(values: Mapping[str, Any]) -> Fields:
         value = values.get(key, pretrained.get(key)) if key == "num_classes" else pretrained.get(key)
         if value is not None and (key != "num_classes" or not isinstance(value, int) or value >= 0):
             merged.setdefault(key, value)
-    fields = Fields(merged, name, _IGNORED)
-    fields.require("class", "VisionTransformer", why="the distilled model averages two classifiers")
-    fields.require("attn_layer", "", "attn", why="differential attention is no part of ours")
-    fields.require("embed_layer", "PatchEmbed", why="only plain patches are parts of ours")
-    return fields
+    return Fields(merged, name, _IGNORED)
 
 
 def written_config(config: Any, wanted: Wanted) -> dict[str, Any]:

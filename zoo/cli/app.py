@@ -10,6 +10,7 @@ import typer
 import typer.completion
 
 from zoo.cli.attend import attend
+from zoo.cli.compare import classify, search
 from zoo.cli.demo import demo
 from zoo.cli.embed import embed
 from zoo.cli.generate import generate
@@ -38,6 +39,8 @@ app.command("convert")(convert)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
+app.command("classify")(classify)
+app.command("search")(search)
 app.command("embed")(embed)
 app.command("generate")(generate)
 app.command("demo")(demo)

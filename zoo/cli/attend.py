@@ -148,7 +148,8 @@ def _token(token: str | None, embedding: Any) -> tuple[str, int | None]:
 def _in_range(number: int, seen: Attended) -> int:
     from zoo.errors import InputError
 
-    tokens = seen.maps[0].shape[2]
+    # where tokens are merged from layer to layer, it is one of the first grid
+    tokens = seen.maps[0].shape[2] if seen.grid is None else seen.prefix + seen.grid[0] * seen.grid[1]
     if not -tokens <= number < tokens:
         raise InputError(f"--token: {number} is none of 0 to {tokens - 1} (negative numbers count from the end)")
     return number % tokens

@@ -60,8 +60,9 @@ def _vocabulary(model: Any) -> int:
         InputError: it scores none, or scores them knowing what comes behind.
     """
     embedding, head = model.config.embedding, model.config.head
-    if getattr(model.embedding, "inputs", ("",))[0] != "input_ids":
-        raise InputError(f"generate: a model of texts is needed, and this one reads {model.embedding.inputs[0]}")
+    read = getattr(model.embedding, "inputs", ("images beside texts",))[0]
+    if read != "input_ids":
+        raise InputError(f"generate: a model of texts is needed, and this one reads {read}")
     if "vocabulary" not in getattr(head, "context", ()):
         found = "none" if head is None else repr(getattr(head, "type", None))
         raise InputError(

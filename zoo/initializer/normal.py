@@ -37,7 +37,7 @@ class Normal(Initializer):
         layers = getattr(getattr(model, "stack", None), "layers", None)
         if self.config.scale_residual and layers is not None:
             self.branches = 2 * len(layers)
-            self.residual = {id(weight) for layer in layers for weight in _last_weights(layer)}
+            self.residual = {id(weight) for layer in layers for weight in last_weights(layer)}
         super().__call__(model)
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -56,7 +56,7 @@ class Normal(Initializer):
         nn.init.normal_(token, std=std or self.config.std)
 
 
-def _last_weights(layer: nn.Module) -> list[Tensor]:
+def last_weights(layer: nn.Module) -> list[Tensor]:
     """The weights of the projections that a part's branch ends with: those that processes divide by rows."""
     return [
         getattr(part, name).weight

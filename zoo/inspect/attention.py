@@ -35,6 +35,10 @@ class Attended(NamedTuple):
     """Rows and columns of the patches; None where the tokens form no grid."""
     output: Any
     """What the model gave."""
+    grids: tuple[tuple[int, int] | None, ...] = ()
+    """For each layer its rows and columns, where tokens are merged between layers; the same as `grid` elsewhere."""
+    windows: tuple[Any, ...] = ()
+    """For each layer how it cuts its grid into windows (`zoo.kernel.Windows`); None where it does not."""
 
 
 def attend(
@@ -49,6 +53,7 @@ def attend(
     traced: list[Tensor] = []
     picked: list[tuple[int, ...]] = []
     layout: list[Layout] = []
+    given: dict[int, Layout] = {}
 
     def see(number: int, weights: Tensor) -> None:
         if number in chosen:
@@ -72,6 +77,7 @@ def attend(
         stack.enter_context(_evaluating(plain))
         for name, number in wanted.items():
             stack.enter_context(_watched(plain.get_submodule(name), name, number, see))
+            stack.enter_context(_told(plain.get_submodule(name), number, given))
         embedding = getattr(plain, "embedding", None)
         if isinstance(embedding, nn.Module):
             handle = embedding.register_forward_hook(lambda module, args, output: layout.extend(_layouts(output)))
@@ -79,6 +85,8 @@ def attend(
         output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
     if heads is None and len(set(picked)) > 1:
         picked = [max(picked, key=len)]  # layers may differ in how many heads they have
+    grids = {number: each.grid for number, each in given.items()}
+    configs = {number: getattr(plain.get_submodule(name), "config", None) for name, number in wanted.items()}
     return Attended(
         layers=chosen,
         heads=None if heads == "mean" else picked[0] if picked else (),
@@ -87,6 +95,8 @@ def attend(
         prefix=layout[0].prefix if layout else 0,
         grid=layout[0].grid if layout else None,
         output=output,
+        grids=tuple(grids.get(number) for number in chosen),
+        windows=tuple(_cut(configs[number], grids.get(number)) for number in chosen),
     )
 
 
@@ -127,7 +137,9 @@ def attention_layers(model: nn.Module) -> list[str]:
 
 def _one_further(weights: Tensor, before: Tensor | None = None) -> Tensor:
     tokens, keys = weights.shape[-2:]
-    if tokens != keys or (before is not None and before.shape[-1] != keys):
+    if tokens == keys and before is not None and before.shape[-1] != keys:
+        raise InputError(f"rollout: {before.shape[-1]} tokens became {keys} on the way, through which it cannot be traced")
+    if tokens != keys:
         raise InputError(f"rollout: needs maps from all tokens to all tokens, and one is from {tokens} to {keys}")
     mixed = weights.mean(1, dtype=torch.promote_types(weights.dtype, torch.float32))
     mixed.diagonal(dim1=-2, dim2=-1).add_(1.0)
@@ -154,6 +166,27 @@ def _watched(module: nn.Module, name: str, number: int, see: Any) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _cut(config: Any, grid: tuple[int, int] | None) -> Any:
+    """How a layer of this config cuts its grid into windows; None where it does not."""
+    return config.windows(grid) if grid is not None and hasattr(config, "windows") else None
+
+
+@contextmanager
+def _told(module: nn.Module, number: int, given: dict[int, Layout]) -> Iterator[None]:
+    """Within it the layout that a layer is given is noted."""
+
+    def note(module: nn.Module, args: Any, named: dict[str, Any]) -> None:
+        for each in (*args, *named.values()):
+            if isinstance(each, Layout):
+                given[number] = each
+
+    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

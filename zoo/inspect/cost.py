@@ -19,6 +19,7 @@ from zoo.attention.base import HookPoint
 from zoo.config.resolve import resolve
 from zoo.errors import ConfigError, InputError
 from zoo.inspect.hooks import inner
+from zoo.model.base import Model
 from zoo.model.construct import collection_paused, on_meta
 
 TOKENS = 512
@@ -78,6 +79,11 @@ def example_inputs(model: nn.Module, batch: int = 1, tokens: int | None = None) 
     Raises:
         InputError: the model's embedding reads something of which only the caller knows the size.
     """
+    towers = [getattr(model, name) for name in ("text", "vision") if isinstance(getattr(model, name, None), Model)]
+    if towers:
+        lengths = [None if hasattr(tower.config.embedding, "image_size") else tokens for tower in towers]
+        given = [example_inputs(tower, batch, length) for tower, length in zip(towers, lengths)]
+        return {name: value for each in given for name, value in each.items()}
     embedding: Any = getattr(model, "embedding", None)
     config: Any = getattr(embedding, "config", None)
     names = getattr(embedding, "inputs", ())

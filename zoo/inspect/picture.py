@@ -34,6 +34,8 @@ class Panel(NamedTuple):
     """What the brightest colour stands for."""
     bar: bool = True
     """Whether a bar beside it explains the colours."""
+    windows: Any = None
+    """How the layer cuts its grid into windows, whose borders are drawn; None for no such borders."""
 
 
 def over_image(
@@ -59,11 +61,14 @@ def over_image(
     if grid is None:
         raise InputError("the tokens of this model form no grid that could be laid over an image")
     rows = []
-    for layer, weights in zip(attended.layers, attended.maps):
-        heads = [_patches(one, token, prefix, grid) for one in weights[example]]
+    several = attended.grids or (grid,) * len(attended.maps)
+    windows = attended.windows or (None,) * len(attended.maps)
+    for layer, weights, own, cut in zip(attended.layers, attended.maps, several, windows):
+        here = _merged(token, prefix, grid, own or grid)
+        heads = [_patches(one, here, prefix, own or grid) for one in weights[example]]
         top, wrap = max(float(values.max()) for values in heads), _wrap(len(heads))
         panels = [
-            Panel(_named(attended, layer, head), values, top, (head + 1) % wrap == 0 or head + 1 == len(heads))
+            Panel(_named(attended, layer, head), values, top, (head + 1) % wrap == 0 or head + 1 == len(heads), cut)
             for head, values in enumerate(heads)
         ]
         rows += [panels[start : start + wrap] for start in range(0, len(panels), wrap)]
@@ -82,6 +87,8 @@ def over_image(
             _frame(axes[row][column], patch, grid, shown)
     for (row, column), panel in places.items():
         _draw_over(axes[row][column], panel, shown, figure)
+        if panel.windows is not None:
+            _borders(axes[row][column], panel.windows, shown)
     figure.suptitle(title, fontsize=TITLE, color=INK)
     return write(figure, Path(path))
 
@@ -232,6 +239,23 @@ def _frame(axes: Any, patch: tuple[int, int], grid: tuple[int, int], shown: Tens
     corner = (patch[1] * wide - 0.5, patch[0] * high - 0.5)
     for colour, width in (("white", 2.6), (MARK, 1.3)):
         axes.add_patch(rectangle(corner, wide, high, fill=False, edgecolor=colour, linewidth=width, zorder=5))
+
+
+def _borders(axes: Any, windows: Any, shown: Tensor) -> None:
+    """Lines between the windows of a layer; those that were shifted stand between those that were not."""
+    for axis, draw in ((0, axes.axhline), (1, axes.axvline)):
+        length, side, shift = windows.grid[axis], windows.window[axis], windows.shift[axis]
+        for place in range(shift % side or side, length, side):
+            draw(place * shown.shape[axis] / length - 0.5, color="white", linewidth=0.8, alpha=0.8, zorder=4)
+
+
+def _merged(token: int | None, prefix: int, grid: tuple[int, int], own: tuple[int, int]) -> int | None:
+    """The token of a layer's own grid into which a token of the first grid was merged."""
+    if token is None or token < prefix or own == grid:
+        return token
+    row, column = divmod(token - prefix, grid[1])
+    merged = math.ceil(grid[0] / own[0])
+    return prefix + row // merged * own[1] + column // merged
 
 
 def _bar(figure: Any, drawn: Any, axes: Any, label: str) -> None:

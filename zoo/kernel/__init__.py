@@ -2,7 +2,8 @@
 
 Each function stands for plain torch calls, named in its docstring, and is those calls wherever a written rule
 does not know better: see `packed` (weights in inference), `feedforward` (memory), `attention` (the backward
-pass in bfloat16), `patches` (a convolution as a product), and `switch` for how to turn all of it off.
+pass in bfloat16), `patches` (a convolution as a product), `windows` (windows of a grid), and `switch` for how
+to turn all of it off.
 The parts of the library call these functions and know nothing of the rules.
 """
 
@@ -15,11 +16,14 @@ from zoo.kernel.local_band import GlobalTokens, chosen_tokens, first_tokens
 from zoo.kernel.norm import layer_norm, rms_norm
 from zoo.kernel.patches import patches
 from zoo.kernel.switch import plain, readable, repeated
+from zoo.kernel.windows import Kept, Windows, real_places, regions, window_attention, window_index, window_weights
 
 __all__ = [
     "ACTIVATIONS",
     "GlobalTokens",
+    "Kept",
     "Linear",
+    "Windows",
     "activation",
     "attention",
     "attention_by_text",
@@ -34,6 +38,11 @@ __all__ = [
     "plain",
     "project",
     "readable",
+    "real_places",
+    "regions",
     "repeated",
     "rms_norm",
+    "window_attention",
+    "window_index",
+    "window_weights",
 ]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zoo.kernel.activation import activation as named
 from zoo.kernel.activation import overwriting
+from zoo.kernel.linear import MANY_GELU, NARROW_GELU, is_narrow
 from zoo.kernel.packed import bare
 from zoo.kernel.switch import fast, product_dtype
 
@@ -33,7 +34,9 @@ def mlp(
 ) -> Tensor:
     """(..., size) -> up -> activation -> dropout -> down -> (..., size)"""
     function = named(activation)
-    if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and bare(up) and fast():
+    if activation == "gelu" and is_narrow(x, up, NARROW_GELU, MANY_GELU):
+        hidden = torch.ops.mkldnn._linear_pointwise(x, up.weight, up.bias, "gelu", [], "none")
+    elif not torch.compiler.is_compiling() and not torch.is_grad_enabled() and bare(up) and fast():
         hidden = overwriting(activation)(up(x)) if _usual(x, up) else function(up(x))
     else:
         hidden = function(up(x))

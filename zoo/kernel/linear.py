@@ -12,6 +12,8 @@ from zoo.kernel.packed import AVAILABLE, WEIGHTS, Prepared, bare, product, worth
 from zoo.kernel.switch import fast, product_dtype
 
 FEW = range(2, 33)  # rows
+NARROW, MANY = 256, 2048  # inputs, rows
+NARROW_GELU, MANY_GELU = 384, 384  # the same where GELU follows
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,6 +38,23 @@ def _single(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     given = (x, weight) if bias is None else (x, weight, bias)
     ordinary = AVAILABLE and x.dim() > 1 and x.shape[-1] == weight.shape[-1] and weight.is_contiguous()
     return ordinary and product_dtype(*given) == torch.float32
+
+
+def is_narrow(x: Tensor, module: torch.nn.Module, most: int = NARROW, least: int = MANY) -> bool:
+    """Whether a product has many rows of few inputs, which without gradients and in float32 is oneDNN's.
+
+    There the plain call spends its time on the bias, which it writes first. On one core of an AVX-512 server, 6272 rows,
+    96 -> 384 features: 5.2 ms against 3.7, and with GELU after it, which oneDNN computes on the way, 6.9 against 4.4; 3152
+    rows, 192 -> 768: 7.4 against 6.8, and 9.4 against 7.6; 384 -> 1536: 25.4 against 26.0, and 29.1 against 27.6. With GELU,
+    392 rows, 384 -> 1536, 3.3 against 3.0.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not AVAILABLE or not bare(module):
+        return False
+    weight: Any = module.weight
+    rows = x.numel() // max(weight.shape[-1], 1)
+    if weight.shape[-1] > most or rows < least or module.bias is None or not x.is_contiguous() or not fast():
+        return False
+    return _single(x, weight, module.bias)  # type: ignore[arg-type]
 
 
 class Linear(torch.nn.Linear):
@@ -67,6 +86,8 @@ class Linear(torch.nn.Linear):
             y = product(input, (self,))
             if y is not None:
                 return y
+        if is_narrow(input, self):
+            return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
         return F.linear(input, self.weight, self.bias)
 
     @property

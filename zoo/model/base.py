@@ -25,6 +25,7 @@ CALL_ARGUMENTS = (
     "use_cache",
     "output_hidden_states",
     "output_attentions",
+    "features",
 )
 """What the call of every model takes beside its inputs."""
 
@@ -144,8 +145,10 @@ class Model(nn.Module):
         return next(self.parameters()).dtype
 
 
-def bind(inputs: tuple[Any, ...], named: dict[str, Any], names: tuple[str, ...], options: tuple[str, ...]) -> dict[str, Any]:
-    """The inputs of a call by name.
+def bind(
+    inputs: tuple[Any, ...], named: dict[str, Any], names: tuple[str, ...], options: tuple[str, ...], first_needed: bool = True
+) -> dict[str, Any]:
+    """The inputs of a call by name; the first is needed, or else any one of them.
 
     Raises:
         InputError: an argument that the model does not know, too many inputs, or none.
@@ -163,7 +166,7 @@ def bind(inputs: tuple[Any, ...], named: dict[str, Any], names: tuple[str, ...],
             hint = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
             raise InputError(f"{name}: this model cannot honour such an argument{hint}")
         bound[name] = value
-    if bound.get(names[0]) is None:
+    if all(bound.get(name) is None for name in (names[:1] if first_needed else names)):
         raise InputError(f"{names[0]} is missing: this model reads {', '.join(names)}")
     return bound
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 from zoo.cache import Cache
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import raise_problems
-from zoo.errors import InputError
+from zoo.errors import InputError, did_you_mean, one_of
 from zoo.layout import Layout
 from zoo.model.base import Model, ModelConfig, bind, chosen, masked
-from zoo.output import TransformerOutput
+from zoo.output import FeatureMap, TransformerOutput
 from zoo.registry import make
 
 
@@ -45,17 +45,20 @@ class Transformer(Model):
             width: int = getattr(self.stack, "output_width", None) or getattr(self.stack, "width")
             class_token = getattr(self.embedding, "class_token", True)
             yield from within("embedding", self.embedding.problems(width=getattr(self.stack, "width")))
-            yield from within("stack", self.stack.problems())
+            grid = None if getattr(self.embedding, "patch_dropout", 0.0) else getattr(self.embedding, "grid", None)
+            around = {"grid": grid, "prefix": getattr(self.embedding, "prefix", 0)}
+            yield from within("stack", self.stack.problems(**around))
             if self.head is not None:
                 vocabulary = getattr(self.embedding, "vocabulary", None)
                 context = {"width": width, "class_token": class_token, "vocabulary": vocabulary}
+                context["channels"] = {name: feature.channels for name, feature in feature_maps(self).items()}
                 yield from within("head", self.head.problems(**context))
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.embedding = make(config.embedding, width=getattr(config.stack, "width"))
         self.stack = make(config.stack)
-        self.head = make(config.head, **head_context(config, self.stack.width))
+        self.head = make(config.head, **head_context(config, getattr(self.stack, "output_width", self.stack.width)))
 
     def forward(
         self,
@@ -68,6 +71,7 @@ class Transformer(Model):
         use_cache: bool | None = None,
         output_hidden_states: Any = False,
         output_attentions: Any = False,
+        features: Collection[str] | None = None,
         **named: Any,
     ) -> TransformerOutput:
         """Runs the model.
@@ -91,6 +95,9 @@ class Transformer(Model):
             output_hidden_states: all states, or a list of those wanted: 0 is the embedding, n is
                 what the n-th block gives, negative numbers count from the last.
             output_attentions: attention weights of all layers, or of a list of layers from 0.
+            features: the feature maps wanted, of those that the stack has (`model.config.stack.features()`): `stem` is the
+                embedding, `stage1`, `stage2`, ... what the stages give before their tokens are merged, or the blocks of a
+                stack without stages. They are not normed, unless the head is one of `feature-maps`, which says how.
 
         Raises:
             InputError: an input that does not fit, or an argument that this model cannot honour.
@@ -106,12 +113,17 @@ class Transformer(Model):
         depth = len(self.stack.layers)
         states = chosen(output_hidden_states, depth + 1, "output_hidden_states")
         maps = chosen(output_attentions, depth, "output_attentions")
-        x, kept, seen = self.stack(x, layout, hidden_states=states, attentions=maps)
+        wanted = self._features(features, layout)
+        needed = [*states, *(feature.state for feature in wanted.values())]
+        start = layout
+        x, kept, seen = self.stack(x, layout, hidden_states=needed, attentions=maps)
+        layout = self.stack.behind(layout) if hasattr(self.stack, "behind") else layout
         return TransformerOutput(
             last_hidden_state=x,
             hidden_states=tuple(kept[index] for index in states) if states else None,
             attentions=tuple(seen[index] for index in maps) if maps else None,
             past_key_values=cache,
+            feature_maps=self._maps(wanted, kept, start) if wanted else None,
             **self._answers(x, layout, score_mask, logits_to_keep),
         )
 
@@ -127,6 +139,38 @@ class Transformer(Model):
             raise InputError(f"global_attention_mask: expected 0 and 1 of shape {shape} (batch, tokens), got {found}")
         chosen = mask.reshape(shape).bool()
         return layout._replace(global_tokens=chosen if layout.real is None else chosen & layout.real)
+
+    def _features(self, names: Any, layout: Layout) -> dict[str, Any]:
+        """The feature maps that are asked for, or that the head is made for."""
+        own: tuple[str, ...] = getattr(self.head, "features", ())
+        if not own and names is None:
+            return {}
+        known = feature_maps(self.config)
+        if names is not None and (isinstance(names, (str, bytes)) or not isinstance(names, Collection)):
+            raise InputError(f"features: expected a list of names, got {names!r:.60}")
+        for name in own if names is None else names:
+            if name not in known:
+                given = f"expected {one_of(known)[7:]}" if known else "this model has none"
+                raise InputError(f"features: {name!r} is no feature map{did_you_mean(name, known) or f'; {given}'}")
+            if own and name not in own:
+                raise InputError(f"features: {name!r} is none of the head's, which has {', '.join(own)}")
+        if layout.grid is None:
+            raise InputError("features: the tokens of this input form no grid, so that there are no feature maps")
+        return {name: feature for name, feature in known.items() if name in (own if names is None else names)}
+
+    def _maps(self, wanted: dict[str, Any], kept: dict[int, Tensor], layout: Layout) -> dict[str, FeatureMap]:
+        """The states that the stack kept, as images of features."""
+        assert layout.grid is not None
+        sides: tuple[int, int] = getattr(self.embedding.config, "patch_size", (1, 1))
+        norms = getattr(self.head, "norms", {})
+        found = {}
+        for name, feature in wanted.items():
+            x = kept[feature.state][:, layout.prefix :]
+            x = norms[name](x) if name in norms else x
+            grid = [-(-length // feature.reduction) for length in layout.grid]
+            stride = (sides[0] * feature.reduction, sides[1] * feature.reduction)
+            found[name] = FeatureMap(x.transpose(1, 2).unflatten(2, grid), stride, feature.channels)
+        return found
 
     def _placed(self) -> bool:
         """Whether anything asks where tokens stand."""
@@ -158,12 +202,13 @@ class Transformer(Model):
         if not tensor or score_mask.shape != x.shape[:2] or score_mask.dtype != torch.bool:
             found = f"{tuple(score_mask.shape)} of {score_mask.dtype}" if tensor else type(score_mask).__name__
             raise InputError(f"score_mask: expected true and false of shape {tuple(x.shape[:2])} (batch, tokens), got {found}")
-        chosen = x[score_mask][None]
+        number = int(score_mask.sum())
+        chosen = x[score_mask][None] if number else x[:1, :1]  # without a token a head could not say what it is
         given = {} if self.head is None else self.head(chosen, layout._replace(real=None, mask=None))
         if "logits" not in given or given["logits"].shape[:-1] != chosen.shape[:-1]:
             kind = repr(getattr(self.config.head, "type")) if self.head is not None else "none"
             raise InputError(f"score_mask: this needs a head that scores each token by itself, and this is {kind}")
-        return {"logits": given["logits"][0]}
+        return {"logits": given["logits"][0, :number]}
 
     def _last_answers(self, x: Tensor, layout: Layout, score_mask: Tensor | None, number: Any) -> dict[str, Tensor]:
         """What the head gives for the last tokens."""
@@ -179,6 +224,12 @@ class Transformer(Model):
         return given
 
 
+def feature_maps(config: Any) -> dict[str, Any]:
+    """The feature maps that a model of this config can give, of images."""
+    known = getattr(config.stack, "features", None)
+    return known() if known is not None and hasattr(config.embedding, "grid") else {}
+
+
 def head_context(config: Any, width: int) -> dict[str, Any]:
     """What the head of a model's config is built with, of what it asks for."""
     block = getattr(config.stack, "block", None)
@@ -186,5 +237,6 @@ def head_context(config: Any, width: int) -> dict[str, Any]:
         "width": width,
         "vocabulary": getattr(config.embedding, "vocabulary", None),
         "norm": getattr(block, "norm", None),
+        "channels": {name: feature.channels for name, feature in feature_maps(config).items()},
     }
     return {name: known[name] for name in getattr(config.head, "context", ("width",))}

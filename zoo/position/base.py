@@ -17,12 +17,17 @@ class PositionConfig(Config):
     kind: ClassVar[str] = "position"
     where: ClassVar[Literal["embedding", "attention"]] = "embedding"
     """Which slot the part fits: it is added to the tokens of an embedding, or acts inside of an attention."""
+    windowed: ClassVar[bool] = False
+    """Whether it acts within the windows of a grid, so that only attention in such windows has a place for it."""
+    context: ClassVar[tuple[str, ...]] = ("head_size", "heads")
+    """With what a part that acts inside of attention is built beside its config: these, or the `window`."""
 
 
 class AttentionPosition(nn.Module):
     """A position that acts inside of attention: it turns queries and keys, or adds to the scores.
 
-    A part is built with the `head_size` and the number of `heads`, and overrides `turned`, or `bias` beside `relative`.
+    A part is built with the `head_size` and the number of `heads` (or what its config's `context` says), and overrides
+    `turned`, or `bias` beside `relative`.
     """
 
     relative: ClassVar[bool] = False

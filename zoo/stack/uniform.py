@@ -16,7 +16,7 @@ from zoo.config.messages import found
 from zoo.errors import InputError
 from zoo.layout import Layout
 from zoo.registry import make, part
-from zoo.stack.base import StackConfig
+from zoo.stack.base import Feature, StackConfig
 from zoo.stack.padding import with_padding, without_padding
 
 BLOCK = Slot("block", default="residual")
@@ -51,25 +51,16 @@ class UniformStack(nn.Module):
         @field_validator("pattern")
         @classmethod
         def _whole_changes(cls, pattern: list[dict[str, Any]] | None, info: ValidationInfo) -> Any:
-            # stored as what differs from the block, with every part of another type written out whole:
-            # together with the block, that holds all defaults
-            block = info.data.get("block")
-            if pattern is None or block is None:
-                return pattern
-            changes: list[dict[str, Any]] = []
-            problems: list[Problem] = []
-            for number, change in enumerate(pattern):
-                try:
-                    changes.append(difference(block, BLOCK.validate(merge(block, change, BLOCK)), BLOCK))
-                except ValidationError as error:
-                    problems += list(within(number, found(error)))
-            raise_problems("pattern", problems)
-            return changes
+            return whole_changes(pattern, info.data.get("block"))
 
         def blocks(self) -> list[Any]:
             """The config of each block, from the first to the last."""
             kinds = [BLOCK.validate(merge(self.block, change, BLOCK)) for change in self.pattern or [{}]]
             return [kinds[layer % len(kinds)] for layer in range(self.depth)]
+
+        def features(self) -> dict[str, Feature]:
+            """The feature maps that the stack can give: `stem`, and `stage1`, `stage2`, ... behind each block."""
+            return {"stem" if state == 0 else f"stage{state}": Feature(state, 1, self.width) for state in range(self.depth + 1)}
 
         def problems(self, **context: Any) -> Iterator[Problem]:
             context["width"] = self.width
@@ -145,6 +136,27 @@ class UniformStack(nn.Module):
             if weights is not None:
                 seen[number] = weights
         return (x if self.final_norm is None else self.final_norm(x)), states, seen
+
+
+def whole_changes(pattern: list[dict[str, Any]] | None, block: Any) -> list[dict[str, Any]] | None:
+    """A pattern as it is stored: what differs from the block, with every part of another type written out whole.
+
+    Together with the block, that holds all defaults.
+
+    Raises:
+        ValidationError: a change with which there is no such block.
+    """
+    if pattern is None or block is None:
+        return pattern
+    changes: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    for number, change in enumerate(pattern):
+        try:
+            changes.append(difference(block, BLOCK.validate(merge(block, change, BLOCK)), BLOCK))
+        except ValidationError as error:
+            problems += list(within(number, found(error)))
+    raise_problems("pattern", problems)
+    return changes
 
 
 def watched(module: nn.Module) -> bool:

@@ -35,6 +35,9 @@ class Task:
     best: ClassVar[tuple[str, Direction]] = ("accuracy", "max")
     """By which figure models are compared, `loss` or a metric, and whether the lowest or the highest is the best."""
 
+    group: Any = None
+    """The processes that train on batches of their own, of those that train; None for all."""
+
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
 
@@ -52,6 +55,9 @@ class Task:
     def step(self, model: nn.Module, batch: Any) -> Step:
         """Runs the model on a batch and compares the answer with what was wanted."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its loss is")
+
+    def after_step(self, model: nn.Module) -> None:
+        """Puts right what a step of the optimiser may have moved too far; most tasks need nothing."""
 
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """New torchmetrics by name; each is given a step's predictions and targets."""

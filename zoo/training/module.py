@@ -90,6 +90,11 @@ class ZooModule(lightning.LightningModule):
         """Divides the model among the processes of a `ModelParallelStrategy`; with any other strategy nothing is to do."""
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
+            self.task.group = self.device_mesh["data_parallel"].get_group()
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        self.task.after_step(self.model)
 
     def on_after_backward(self) -> None:
         sum_gradients(self.model)

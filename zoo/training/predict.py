@@ -66,7 +66,7 @@ def predict(
         yield from classify(model, source, [str(each) for each in inputs], names, config, top=top, batch_size=batch_size)
     elif inputs:
         home = Path(source) / "model" if (Path(source) / "model").is_dir() else Path(source)
-        yield from _each(model, _files(inputs), home, names, top, batch_size)
+        yield from _each(model, image_files(inputs), home, names, top, batch_size)
     elif part is not None:
         part.recall(files_of(source))
         yield from _part(model, part, split, names, top)
@@ -109,7 +109,12 @@ def _answers(
     return [Prediction(name, likeliest(row, names.__getitem__, top), label) for name, row, label in zip(what, logits, labels)]
 
 
-def _files(inputs: Iterable[str | Path]) -> Iterator[str | Path]:
+def image_files(inputs: Iterable[str | Path]) -> Iterator[str | Path]:
+    """The files that are named, those in folders, and words such as `digits:17`, as soon as each is asked for.
+
+    Raises:
+        InputError, DataError: there is no such file, or a folder without images.
+    """
     for each in inputs:
         path = Path(each)
         if path.is_dir():

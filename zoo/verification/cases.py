@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+CHUNKS = "chunks"
+"""Beside the inputs of a case: how many tokens are given in each of several calls, which go on over a cache."""
+
+
+def calls(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The inputs of each call of a case: all of them in one, or so many tokens after another as `chunks` says.
+
+    A mask says of all tokens so far which are real; everything else is of the new ones.
+    """
+    given = {name: value for name, value in inputs.items() if name != CHUNKS}
+    if CHUNKS not in inputs:
+        return [given]
+    ends = torch.tensor(inputs[CHUNKS]).cumsum(0).tolist()
+    return [
+        {name: value[:, (0 if name == "attention_mask" else start) : end] for name, value in given.items()}
+        for start, end in zip([0, *ends], ends)
+    ]
 
 
 def cases(config: Any, library: str, seed: int, examples: int = 2) -> dict[str, dict[str, Any]]:
     """Inputs by name, in float64: plain ones, and those that take another way through the model."""
     generator = torch.Generator().manual_seed(seed + 100)
+    if config.stack is None:
+        return _pairs(config, library, seed, examples)
     if config.embedding.type == "tokens":
         return _texts(config, generator, examples)
+    if config.stack.type == "stages":
+        return _stages(config, library, generator, examples)
     return _images(config.embedding, library, generator, examples)
+
+
+def _pairs(config: Any, library: str, seed: int, examples: int) -> dict[str, dict[str, Any]]:
+    """Texts and images of two towers; the cases of one go with the plain ones of the other."""
+    texts, images = cases(config.text, library, seed, examples + 1), cases(config.vision, library, seed, examples)
+    if library == "open_clip":  # which takes whole texts alone, and neither masks nor positions
+        generator = torch.Generator().manual_seed(seed + 101)
+        texts = _texts(config.text, generator, examples + 1, config.text.embedding.position.length)
+        texts = {kind: batch for kind, batch in texts.items() if set(batch) == {"input_ids"}}
+    named = {f"{kind} and images": {**batch, **images["images"]} for kind, batch in texts.items()}
+    return named | {kind: {**texts["texts"], **batch} for kind, batch in images.items() if kind != "images"}
 
 
 def _images(embedding: Any, library: str, generator: torch.Generator, examples: int) -> dict[str, dict[str, Any]]:
@@ -27,7 +62,8 @@ def _images(embedding: Any, library: str, generator: torch.Generator, examples: 
         tokens = embedding.grid[0] * embedding.grid[1] + embedding.prefix
         mask = torch.rand(examples, tokens, generator=generator) > 0.3
         mask[:, 0] = True  # what a row of nothing but masked tokens gives is nobody's definition
-        batches["masked tokens"] = {"pixel_values": pixels(height, width), "attention_mask": mask.long()}
+        if embedding.output_norm is None:  # CLIP's images take none
+            batches["masked tokens"] = {"pixel_values": pixels(height, width), "attention_mask": mask.long()}
         if square:
             batches["another image size"] = {"pixel_values": other, "interpolate_pos_encoding": True}
     elif embedding.flexible:
@@ -35,14 +71,48 @@ def _images(embedding: Any, library: str, generator: torch.Generator, examples: 
     return batches
 
 
+def _stages(config: Any, library: str, generator: torch.Generator, examples: int) -> dict[str, dict[str, Any]]:
+    """Images of the trained size, and of others where the reference takes them: odd ones, whose grids need filling."""
+    embedding, stack = config.embedding, config.stack
+
+    def pixels(*size: int) -> dict[str, Any]:
+        shape = (examples, embedding.channels, *size)
+        return {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64)}
+
+    (height, width), (high, wide) = embedding.image_size, embedding.patch_size
+    batches = {"images": pixels(height, width)}
+    if library == "transformers" and embedding.position is not None:
+        if embedding.position.square:
+            other = pixels(height + high, max(width - 2 * wide, wide))
+            batches["another image size"] = {**other, "interpolate_pos_encoding": True}
+        return batches
+    if not embedding.flexible or (library == "timm") != (embedding.edges == "refuse"):
+        return batches
+    # where a grid is smaller than a window, Hugging Face's classifier fails
+    attentions, last = [block.attention for block in stack.blocks()], 2 ** (len(stack.stages) - 1)
+    sides = [max(each.window) for each in attentions if getattr(each, "small", "") == "still"]
+    low, side = (max((side - 1) * last for side in sides) * max(high, wide) if sides else 0) + 1, max(height, width)
+    sizes = [(height + 1, width + 37), (low, side + 11), (low, low), (2 * side - 7, low + 2), (height, low + 5)]
+    sizes += [(low + 30, low + 9), (side + 5, side + 50), (low + 17, 2 * side - 1)]
+    unit = (high, wide) if embedding.edges == "refuse" else (1, 1)
+    for size in sizes if side <= 128 else sizes[:2]:
+        rows, columns = (-(-length // step) * step for length, step in zip(size, unit))
+        batches[f"{rows} x {columns} pixels"] = pixels(rows, columns)
+    return batches
+
+
 def _texts(config: Any, generator: torch.Generator, examples: int, tokens: int = 24) -> dict[str, dict[str, Any]]:
     embedding, blocks = config.embedding, config.stack.blocks()
     windows = [getattr(block.attention, "window", 0) for block in blocks]
-    tokens = max(tokens, *(2 * window + 3 for window in windows if isinstance(window, int) and window <= 50))
+    tokens = max([tokens, *(2 * window + 3 for window in windows if isinstance(window, int) and window <= 50)])
     rotary = any(getattr(block.attention, "position", None) is not None for block in blocks)
     far = 5000 if rotary and embedding.position is None else tokens + 2  # there the rounding of angles is seen
     length = getattr(embedding.position, "length", None) or far
-    tokens = min(tokens, length - (embedding.padding + 1 if embedding.count == "unpadded" else 0))
+    most = length - (embedding.padding + 1 if embedding.count == "unpadded" else 0)
+    own_globals = any(getattr(block.attention, "global_projections", False) for block in blocks)
+    # Longformer fills texts up to a multiple of its window, and its modules would show that
+    unit = 2 * max(windows) if own_globals else 1
+    tokens = min(math.ceil(tokens / unit) * unit, most // unit * unit or most)
     choices = (3,) if getattr(config.head, "type", None) == "multiple-choice" else ()
     pool = getattr(config.head, "pool", None)
     # the last token of a text is known by what follows it; where that is nothing, the reference takes one text at a time
@@ -71,7 +141,12 @@ def _texts(config: Any, generator: torch.Generator, examples: int, tokens: int =
     holes[..., 0] = True  # what a row of nothing but padding gives is nobody's definition
     holes[..., -1] |= single
     left = place >= tokens - end[..., None]
-    batches = {"texts": texts(), "padded on the right": padded(place < end[..., None]), "holes": padded(holes)}
+    batches: dict[str, dict[str, Any]] = {}
+    if own_globals:
+        some = (place + torch.arange(shape[0])[:, None]) % 7 == 2
+        some[-1] &= place < 0  # texts have different numbers of them, and some none
+        batches["global tokens"] = {**padded(holes), "global_attention_mask": some.long()}
+    batches |= {"texts": texts(), "padded on the right": padded(place < end[..., None]), "holes": padded(holes)}
     if not causal:
         batches["padded on the left"] = padded(left)
     elif embedding.count == "all" and (embedding.position is not None or rotary):
@@ -80,6 +155,37 @@ def _texts(config: Any, generator: torch.Generator, examples: int, tokens: int =
     positions = torch.randperm(tokens, generator=generator) + (length - tokens)
     if not choices and (embedding.position is not None or rotary):
         batches["given positions"] = {**texts(), "position_ids": positions.expand(shape[0], -1)}
+    if pool is not None and pool.type == "end-of-text":
+        batches |= _ends(texts()["input_ids"], embedding.vocabulary - 1 if pool.id is None else pool.id)
     if embedding.segment_vectors == "tokens":
         batches["segments"] = {**texts(), "token_type_ids": texts()["input_ids"]}
+    if causal and _decodes(config):
+        chunks = (tokens - 6, 3, 1, 1, 1) if tokens > 6 else (1,) * tokens
+        batches["over a cache"] = {**texts(), CHUNKS: chunks}
+        if "padded on the left" in batches:
+            batches["over a cache, padded on the left"] = {**batches["padded on the left"], CHUNKS: chunks}
     return batches
+
+
+def _ends(ids: torch.Tensor, end: int) -> dict[str, dict[str, Any]]:
+    """Texts of the tokens `ids` (batch, tokens), which end where `end` stands, or nowhere."""
+    place, last = torch.arange(ids.shape[1]), ids.shape[1] - 1
+    at = (torch.arange(len(ids))[:, None] * 5 + last // 2) % last  # another place in each text, never the last
+    words = torch.where(ids == end, ids // 2, ids)
+    once, filled = torch.where(place == at, end, words), torch.where(place >= at, end, words)
+    again = torch.where((place == at) | (place == last) | (place == at + 2), end, words)
+    return {
+        "padded with what ends texts": {"input_ids": filled, "attention_mask": (place <= at).long()},
+        "padded with that, no mask": {"input_ids": filled},
+        "ends in the middle": {"input_ids": once},
+        "ends again and again": {"input_ids": again},
+        "no end": {"input_ids": words},
+    }
+
+
+def _decodes(config: Any) -> bool:
+    """Whether the reference goes on from a cache as it should, where attention is causal."""
+    # its cache for tokens that see nothing but themselves keeps all of them, and then fails
+    alone = any(getattr(block.attention, "window", None) == 0 for block in config.stack.blocks())
+    counts = config.embedding.count == "all"  # else the numbers of new tokens depend on padding before them
+    return counts and not alone and (config.head is None or config.head.type == "language-model")

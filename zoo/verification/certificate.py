@@ -1,7 +1,8 @@
 """The certificate of each preset: what its last full verification measured, and the table made of them.
 
 `python -m zoo.verification.certificate [NAMES]` verifies presets at full size and writes
-`configs/certificates/NAME.json`; `--tables` only renews the tables in README.md and docs/.
+`configs/certificates/NAME.json`; `--tables` only renews the tables in README.md and docs/. Of a model that is too large for
+`--memory=GIB` (default: 20), some layers of full width are verified, and the certificate says so.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from zoo.config import Config
-from zoo.config.resolve import resolve
+from zoo.config.resolve import resolve, validate
 from zoo.errors import ZooError
+from zoo.model.construct import on_meta
 from zoo.presets import list_models
 from zoo.resources import folder
 from zoo.verification.run import verify
 
 START, END = "<!-- verified-models:start -->", "<!-- verified-models:end -->"
+PEAK = 32
+"""Bytes for each parameter: two models in float64, and what is saved and opened again beside them."""
+PART, WORDS = 150_000_000, 4096
+"""Of a model that does not fit, as many layers are verified as have so many parameters, and so many tokens."""
 
 
 def outdated(certificate: Mapping[str, Any]) -> list[str]:
@@ -45,14 +51,34 @@ def _changes(then: Mapping[str, Any], now: Config, path: str) -> Iterator[str]:
             yield f"{path}{name}: {plain[name]!r} instead of {then[name]!r}"
 
 
-def certify(name: str) -> dict[str, Any]:
-    """Verifies a preset at full size and returns its certificate.
+def part(config: Any, memory: float = 20.0) -> tuple[Any, str | None]:
+    """What is verified of a model in so many GiB, and what that is in words; None for all of it."""
+    if on_meta(config).num_parameters() * PEAK <= memory * 2**30:
+        return config, None
+    fields, depth, notes, counts = config.model_dump(), config.stack.depth, [], []
+    words = fields["embedding"].get("vocabulary", 0)
+    if words > WORDS:
+        fields["embedding"]["vocabulary"] = WORDS
+        notes = [f"{WORDS:,} of {words:,} tokens"]
+    for layers in (1, 2):
+        fields["stack"]["depth"] = layers
+        counts.append(on_meta(validate(fields)).num_parameters())
+    least = max(len(config.stack.pattern or []), 1)
+    layers = min(depth, max(least, 1 + (PART - counts[0]) // (counts[1] - counts[0])))
+    fields["stack"]["depth"] = layers
+    return validate(fields), ", ".join([f"{layers} of {depth} layers", *notes])
+
+
+def certify(name: str, memory: float = 20.0) -> dict[str, Any]:
+    """Verifies a preset at full size, or what fits into so many GiB of it, and returns its certificate.
 
     Raises:
         ZooError: it is not equal to its references.
     """
+    config = resolve(name)
+    measured, note = part(config, memory)
     small = verify(name, tiny=True)
-    large = verify(name, training=False)
+    large = verify(name if note is None else measured, training=False)
     if not (small.passed and large.passed):
         raise ZooError(f"{name} is not verified:\n{large}\n{small}")
     references = []
@@ -73,8 +99,9 @@ def certify(name: str) -> dict[str, Any]:
         )
     return {
         "preset": name,
-        "config": resolve(name).plain(),
-        "parameters": large.parameters,
+        "config": config.plain(),
+        "parameters": on_meta(config).num_parameters(),
+        "verified": note,
         "references": references,
         "unavailable": large.unavailable,
     }
@@ -101,9 +128,9 @@ def table() -> str:
         for number, each in enumerate(known[name]["references"]):
             first = f"| `{name}` | {known[name]['parameters']:,} |" if number == 0 else "| | |"
             single = f"{each['float32']:.0e} ({each['float32_of_the_reference']:.0e})"
-            rows.append(
-                f"{first} {each['library']} {each['version']} | {each['float64']:.0e} | {each['gradients']:.0e} | {single} |"
-            )
+            note = f" ({known[name]['verified']})" if known[name].get("verified") else ""
+            numbers = f"{each['float64']:.0e} | {each['gradients']:.0e} | {single}"
+            rows.append(f"{first} {each['library']} {each['version']}{note} | {numbers} |")
     return "\n".join(rows)
 
 
@@ -131,8 +158,10 @@ def main(arguments: Sequence[str]) -> None:
     root = folder("configs").parent
     target = folder("configs") / "certificates"
     target.mkdir(exist_ok=True)
-    for name in [] if "--tables" in arguments else arguments or list_models():
-        certificate = certify(name)
+    names = [word for word in arguments if not word.startswith("--")]
+    memory = next((float(word.partition("=")[2]) for word in arguments if word.startswith("--memory=")), 20.0)
+    for name in [] if "--tables" in arguments else names or list_models():
+        certificate = certify(name, memory)
         (target / f"{name}.json").write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
         print(
             name,

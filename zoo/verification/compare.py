@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.cache import LayerCache
+from zoo.errors import ZooError
 from zoo.layout import Layout
 
 
@@ -31,7 +33,8 @@ def error(ours: Tensor | None, theirs: Tensor) -> float:
 def pairs(taps: tuple[tuple[str, str], ...], theirs: nn.Module, ours: nn.Module, depth: int) -> dict[str, str]:
     """Our module's name to theirs, in the order of computation, for the modules that both have.
 
-    Theirs may be `A > B`, where no single module does what ours does: what A is given, and what B gives.
+    Theirs may be `A > B`, where no single module does what ours does: what A is given, and what B gives; or `A >> B`: what
+    A gives, and what B gives.
     """
     found: dict[str, str] = {}
     numbered = [tap for tap in taps if "{n}" in tap[1]]
@@ -40,9 +43,10 @@ def pairs(taps: tuple[tuple[str, str], ...], theirs: nn.Module, ours: nn.Module,
     layers = [tuple(name.replace("{n}", str(layer)) for name in tap) for layer in range(depth) for tap in numbered]
     modules = dict(theirs.named_modules()), dict(ours.named_modules())
     for their_name, our_name in [*first, *layers, *last]:
-        names = [_present(name, modules[0]) for name in their_name.split(" > ")]
+        between = " >> " if " >> " in their_name else " > "
+        names = [_present(name, modules[0]) for name in their_name.split(between)]
         if all(names) and our_name in modules[1]:
-            found[our_name] = " > ".join(name for name in names if name)
+            found[our_name] = between.join(name for name in names if name)
     return found
 
 
@@ -63,16 +67,26 @@ def recording(model: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str, 
 
         return hook
 
+    def note_output(key: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            given[key] = (_first(output),)
+
+        return hook
+
     def note(key: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            seen[key] = Seen(given[key], _first(output))
+            seen[key] = Seen(tuple(map(_tokens, given[key])), _tokens(_first(output)))
 
         return hook
 
     handles: list[Any] = []
     for key, name in names.items():
-        first, last = model.get_submodule(name.split(" > ")[0]), model.get_submodule(name.split(" > ")[-1])
-        handles.append(first.register_forward_pre_hook(note_inputs(key), with_kwargs=True))
+        between = " >> " if " >> " in name else " > "
+        first, last = model.get_submodule(name.split(between)[0]), model.get_submodule(name.split(between)[-1])
+        if between == " >> ":
+            handles.append(first.register_forward_hook(note_output(key)))
+        else:
+            handles.append(first.register_forward_pre_hook(note_inputs(key), with_kwargs=True))
         handles.append(last.register_forward_hook(note(key)))
     try:
         yield seen
@@ -82,28 +96,67 @@ def recording(model: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str, 
 
 
 @torch.no_grad()
-def own_errors(ours: nn.Module, theirs: Mapping[str, Seen], layout: Layout, inputs: Mapping[str, Any]) -> dict[str, float]:
-    """How far each module of ours is from theirs when it is given what theirs was given."""
-    return {
-        name: error(fed(ours.get_submodule(name), name, seen, layout, inputs), seen.output) for name, seen in theirs.items()
-    }
+def own_errors(
+    ours: nn.Module,
+    theirs: Mapping[str, Seen],
+    layout: Layout,
+    inputs: Mapping[str, Any],
+    caches: dict[str, LayerCache] | None = None,
+    layouts: Mapping[str, Layout] | None = None,
+) -> dict[str, float]:
+    """How far each module of ours is from theirs when it is given what theirs was given.
+
+    Args:
+        layouts: of modules whose tokens are others than those that the first module is given.
+        caches: what each module kept of the calls before, where they go on; it kept what it made of theirs, too.
+    """
+    found = {}
+    for name, seen in theirs.items():
+        own = (layouts or {}).get(name, layout)
+        own = own if caches is None else own._replace(cache=caches.setdefault(name, LayerCache()))
+        try:
+            found[name] = error(fed(ours.get_submodule(name), name, seen, own, inputs), seen.output)
+        except (ZooError, RuntimeError):  # it cannot take what theirs was given
+            found[name] = float("inf")
+    return found
 
 
 @torch.no_grad()
 def fed(module: nn.Module, name: str, seen: Seen, layout: Layout, inputs: Mapping[str, Any]) -> Tensor:
     """What our module makes of what theirs was given."""
-    if name == "embedding":
+    part = name.rpartition(".")[2]
+    if part == "embedding":
         allowed = {key: value for key, value in inputs.items() if key in module.inputs + module.options}  # type: ignore[operator]
-        return _first(module(**allowed))
+        return _first(module(**allowed, **({"past": layout.past} if layout.past else {})))
     x = seen.inputs[0]
-    if name == "head":
+    if part == "head":
         # the reference's last linear layer sees the pooled vector: the rest of our head has no counterpart
         last = getattr(module, "output", None)
         if x.ndim == 2:
             return x if last is None else _first(last(x))
         return _first(module(x, layout))
-    takes_layout = name.endswith("attention") or name.rpartition(".")[2].isdigit()
+    takes_layout = name.endswith("attention") or part.isdigit()
     return _first(module(x, layout) if takes_layout else module(x))
+
+
+def answered(output: Any) -> dict[str, Any]:
+    """What our model answers by name; each feature map, and each answer of a tower, stands for itself."""
+    answers: dict[str, Any] = output._asdict()
+    maps = answers.pop("feature_maps", None) or {}
+    towers = {name: answered(value) for name, value in answers.items() if hasattr(value, "_asdict")}
+    answers |= {f"{tower}.{name}": value for tower, inner in towers.items() for name, value in inner.items()}
+    return answers | {f"feature_maps.{name}": each.map for name, each in maps.items()}
+
+
+def layouts(seen: Mapping[str, Seen]) -> dict[str, Layout]:
+    """What the tokens are that our modules were given, as far as they were told."""
+    given = {name: [value for value in call.inputs if isinstance(value, Layout)] for name, call in seen.items()}
+    return {name: found[0] for name, found in given.items() if found}
+
+
+def _tokens(value: Any) -> Any:
+    """A grid of tokens, (batch, rows, columns, size), as a row of them; anything else as it is."""
+    return value.flatten(1, 2) if isinstance(value, Tensor) and value.ndim == 4 else value
 
 
 def _first(output: Any) -> Tensor:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from zoo.errors import WeightsError
 from zoo.extras import require
-from zoo.output import TransformerOutput
+from zoo.output import DualEncoderOutput, TransformerOutput
 
-ANSWERS = tuple(name for name in TransformerOutput._fields if name not in ("past_key_values", "hidden_states", "attentions"))
+TOWERS = ("text_model_output", "vision_model_output")
+"""Of a model of two towers: what each of them answers, which counts as an answer, too."""
+NO_ANSWERS = ("past_key_values", "hidden_states", "attentions", "feature_maps", *TOWERS)
+ANSWERS = tuple(
+    name for name in dict.fromkeys((*TransformerOutput._fields, *DualEncoderOutput._fields)) if name not in NO_ANSWERS
+)
 
 
 class Library(ABC):
@@ -48,9 +56,13 @@ class Library(ABC):
     def call(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """What the model answers, under our names of outputs."""
 
+    def new_cache(self, model: nn.Module) -> Any:
+        """What the library keeps keys and values in; it is given to each call as `past_key_values`."""
+        raise NotImplementedError(f"{self.name} has no models that decode")
+
 
 class Transformers(Library):
-    """Hugging Face transformers, with its scaled-dot-product attention."""
+    """Hugging Face transformers, with its scaled-dot-product attention where it has one."""
 
     name = "transformers"
 
@@ -66,7 +78,7 @@ class Transformers(Library):
     def build(self, values: Mapping[str, Any], config: Any) -> nn.Module:
         cls = getattr(self.library, values["architectures"][0])
         theirs = cls.config_class.from_dict(dict(values))
-        theirs._attn_implementation = "sdpa"
+        theirs._attn_implementation = _kernel(cls)
         # whether a model has a pooler is no field of theirs
         bare = config.head is None and "add_pooling_layer" in inspect.signature(cls.__init__).parameters
         model: nn.Module = cls(theirs, add_pooling_layer=False) if bare else cls(theirs)
@@ -79,7 +91,7 @@ class Transformers(Library):
         values = json.loads((folder / "config.json").read_text())
         cls = getattr(self.library, (values.get("architectures") or [None])[0] or "AutoModel")
         model, info = cls.from_pretrained(
-            folder, dtype=torch.float64, attn_implementation="sdpa", output_loading_info=True, local_files_only=True
+            folder, dtype=torch.float64, attn_implementation=_kernel(cls), output_loading_info=True, local_files_only=True
         )
         missing = [name for name in info["missing_keys"] if "pooler" not in name]
         if missing or info["unexpected_keys"]:
@@ -93,8 +105,41 @@ class Transformers(Library):
         for module in model.modules():  # angles that follow the longest text so far, of other calls
             if isinstance(getattr(module, "original_inv_freq", None), Tensor):
                 module.inv_freq, module.max_seq_len_cached = module.original_inv_freq, module.original_max_seq_len
-        output = model(**inputs)
-        return {name: output[name] for name in ANSWERS if output.get(name) is not None}
+        for module in model.modules():
+            if hasattr(module, "set_shift_and_window_size"):
+                _reset_windows(module)
+        with nullcontext() if _kernel(type(model)) == "sdpa" else Float64():
+            output = model(**inputs)
+        maps = zip(getattr(model, "out_features", ()), output.get("feature_maps") or ())
+        answers = {name: output[name] for name in ANSWERS if output.get(name) is not None}
+        for tower in TOWERS:
+            inner = output.get(tower) or {}
+            answers |= {f"{tower}.{name}": inner[name] for name in ANSWERS if inner.get(name) is not None}
+        return answers | {f"feature_maps.{name}": each for name, each in maps}
+
+    def new_cache(self, model: nn.Module) -> Any:
+        return self.library.DynamicCache(config=model.config)
+
+
+def _reset_windows(block: Any) -> None:
+    """The windows of a Swin's block as its config has them: a small image would have changed them for all calls to come."""
+    block.of_config = getattr(block, "of_config", (block.window_size, block.shift_size))
+    block.window_size, block.shift_size = block.of_config
+
+
+def _kernel(cls: Any) -> str:
+    """Which of their kernels computes the attention of a class."""
+    return "sdpa" if getattr(cls, "_supports_sdpa", True) else "eager"
+
+
+class Float64(TorchFunctionMode):
+    """Within it a softmax of float64 stays one, where a model (Longformer) would round it to float32."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if function is torch.nn.functional.softmax and args[0].dtype == torch.float64:
+            given["dtype"] = None
+        return function(*args, **given)
 
 
 class Timm(Library):
@@ -127,12 +172,58 @@ class Timm(Library):
 
     def call(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         features = model.forward_features(inputs["pixel_values"])  # type: ignore[operator]
-        return {"last_hidden_state": features, "logits": model.forward_head(features)}  # type: ignore[operator]
+        answers = {"last_hidden_state": features, "logits": model.forward_head(features)}  # type: ignore[operator]
+        return {name: each.flatten(1, 2) if each.ndim == 4 else each for name, each in answers.items()}  # a grid in a row
+
+
+class OpenClip(Library):
+    """open_clip."""
+
+    name = "open_clip"
+
+    def __init__(self) -> None:
+        self.library = require("open_clip", "verify", "comparing with open_clip")
+
+    @property
+    def version(self) -> str:
+        return str(self.library.__version__)
+
+    def build(self, values: Mapping[str, Any], config: Any) -> nn.Module:
+        model: nn.Module = self.library.CLIP(**copy.deepcopy(values["model_cfg"]))
+        model.of_config = values  # type: ignore[assignment]
+        return model
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "open_clip_config.json").write_text(json.dumps(model.of_config))
+        save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+
+    def open(self, folder: Path) -> nn.Module:
+        values = json.loads((folder / "open_clip_config.json").read_text())
+        model: nn.Module = self.library.create_model(f"local-dir:{folder}")
+        # its own way of loading rounds to float32
+        model.double().load_state_dict(load_file(folder / "open_clip_model.safetensors"), strict=True)
+        model.of_config = values
+        return model.eval()
+
+    def call(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        images, texts = inputs["pixel_values"], inputs["input_ids"]
+        scores, transposed = model.get_logits(images, texts)  # type: ignore[operator]
+        features = [model.encode_image(images), model.encode_text(texts)]  # type: ignore[operator]
+        normed = model(images, texts)  # type: ignore[operator]
+        return {
+            "logits_per_image": scores,
+            "logits_per_text": transposed,
+            "image_embeds": normed[0],
+            "text_embeds": normed[1],
+            "vision_model_output.image_embeds": features[0],
+            "text_model_output.text_embeds": features[1],
+        }
 
 
 def libraries() -> dict[str, type[Library]]:
     """The libraries by name."""
-    return {library.name: library for library in (Transformers, Timm)}
+    return {library.name: library for library in (Transformers, Timm, OpenClip)}
 
 
 @torch.no_grad()

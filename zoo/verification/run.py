@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.cache import LayerCache
 from zoo.checkpoint.family import Family
 from zoo.checkpoint.load import load_model
 from zoo.checkpoint.locate import families, locate
@@ -20,8 +21,8 @@ from zoo.config.resolve import merge_overrides, resolve, resolve_unchanged, vali
 from zoo.errors import ConfigError, UnknownNameError, did_you_mean
 from zoo.model.base import Model
 from zoo.model.construct import on_meta
-from zoo.verification.cases import cases
-from zoo.verification.compare import error, own_errors, pairs, recording
+from zoo.verification.cases import CHUNKS, calls, cases
+from zoo.verification.compare import answered, error, layouts, own_errors, pairs, recording
 from zoo.verification.reference import Library, libraries, redraw
 from zoo.verification.report import TOLERANCE, Comparison, Layer, Report
 from zoo.verification.shrink import shrink
@@ -65,6 +66,8 @@ def verify(
     base, ours = _configs(target, overrides, stored)
     if tiny:
         base, ours = shrink(base), shrink(ours)
+    if reference is None:  # a library without a single model of this kind is not worth a word
+        chosen = [each for each in chosen if any(f.library == each and f.assembly == base.type for f in families())]
     name = target if isinstance(target, (str, Path)) else "config"
     report = Report(str(name), on_meta(ours).num_parameters())
     changes = None if base == ours else ours.model_dump()
@@ -143,7 +146,7 @@ def _configs(target: Any, overrides: Mapping[str, Any] | None, stored: str | Pat
     base: Any = resolve(target)
     if not _expressible(base):
         base = resolve_unchanged(target) or base
-    if getattr(base.head, "type", None) != getattr(ours.head, "type", None):
+    if base.type == ours.type and getattr(base.head, "type", None) != getattr(ours.head, "type", None):
         # another head answers another question: the reference has it too, if it knows such a model
         other = validate(merge_overrides(base.model_dump(), {"head": ours.head and ours.head.model_dump()}))
         if _expressible(other) or getattr(ours.head, "type", None) == "multiple-choice":
@@ -155,6 +158,8 @@ def _expressible(config: Any) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for family in families():
+            if family.assembly != config.type:
+                continue
             try:
                 family.write_config(config)
                 return True
@@ -213,8 +218,8 @@ class Pair(NamedTuple):
     theirs: nn.Module
     ours: Model
     names: dict[str, str]
-    exact: dict[str, dict[str, Tensor]]
-    """What the reference's modules and outputs give in float64, for each case."""
+    exact: dict[tuple[str, int], dict[str, Tensor]]
+    """What the reference's modules and outputs give in float64, for each call of each case."""
 
 
 def _opened(library: Library, family: Family, saved: Path, changes: Any, seed: int) -> Pair:
@@ -222,7 +227,8 @@ def _opened(library: Library, family: Family, saved: Path, changes: Any, seed: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # an exchanged part's weights may be fresh ones
         ours = load_model(saved, changes, None, torch.float64).eval()
-    return Pair(family, theirs, ours, pairs(family.taps, theirs, ours, len(ours.stack.layers)), {})
+    depth = len(getattr(ours.stack, "layers", ()))
+    return Pair(family, theirs, ours, pairs(family.tapped(ours.config), theirs, ours, depth), {})
 
 
 @torch.no_grad()
@@ -230,13 +236,13 @@ def _compare(library: Library, pair: Pair, batches: Batches, result: Comparison)
     """Everything in float64: each module within its model, and alone on the reference's own inputs."""
     _, theirs, ours, names, exact = pair
     layers = {layer.name: layer for layer in result.layers}
-    itself = {name: name for name in names} | {"layout": "stack"}
-    for case, inputs in batches.items():
+    itself = {name: name for name in names} | {"layout": "stack" if ours.stack is not None else "text.stack"}
+    for call in _calls(library, theirs, ours, batches):
         with recording(theirs, names) as seen, recording(ours, itself) as own:
-            answers, mine = library.call(theirs, inputs), ours(**inputs)._asdict()
-        exact[case] = {**{name: call.output for name, call in seen.items()}, **answers}
-        layout = own["layout"].inputs[1]
-        alone = own_errors(ours, seen, layout, inputs)
+            answers, mine = library.call(theirs, call.theirs), answered(ours(**call.ours))
+        exact[call.name] = {**{name: each.output for name, each in seen.items()}, **answers}
+        layout, each = own["layout"].inputs[1], layouts(own)
+        alone = own_errors(ours, seen, layout, call.inputs, call.kept, each)
         for name in names:
             layer = layers.setdefault(name, Layer(name))
             layer.own = max(layer.own, alone[name])
@@ -246,8 +252,9 @@ def _compare(library: Library, pair: Pair, batches: Batches, result: Comparison)
             layer = layers.setdefault(name, Layer(name))
             layer.float64 = max(layer.float64, error(mine[name], answer))
         wrong = next((name for name in names if not alone[name] <= TOLERANCE), None)
-        if wrong is not None and not result.suspects and not result.exchanged:
-            result.suspects = suspects(ours, wrong, seen[wrong], layout, inputs)
+        # what is wrong over a cache alone is no field's fault
+        if wrong is not None and not result.suspects and not result.exchanged and call.kept is None:
+            result.suspects = suspects(ours, wrong, seen[wrong], each.get(wrong, layout), call.inputs)
     result.layers = list(layers.values())
 
 
@@ -256,30 +263,59 @@ def _single(library: Library, pair: Pair, batches: Batches, result: Comparison) 
     """The same in float32, ours and theirs both held against theirs in float64; this ends the pair's use."""
     names, exact, layers = pair.names, pair.exact, {layer.name: layer for layer in result.layers}
     theirs, ours = pair.theirs.float(), pair.ours.float()
-    for number, (case, inputs) in enumerate(batches.items()):
-        inputs = {
-            key: value.float() if torch.is_tensor(value) and value.is_floating_point() else value
-            for key, value in inputs.items()
-        }
+    first = next(iter(batches))
+    for call in _calls(library, theirs, ours, batches, torch.float32):
         with recording(theirs, names) as seen:
-            answers = library.call(theirs, inputs)
-        for _ in range(3 if number == 0 else 1):  # fast kernels are taken up once a shape has been seen
-            mine = ours(**inputs)._asdict()
-        with recording(ours, {name: name for name in names}) as own:
-            ours(**inputs)
-        for name in names:
-            if own[name].output.shape == exact[case][name].shape:
-                layers[name].float32 = max(layers[name].float32, error(own[name].output, exact[case][name]))
-                layers[name].noise = max(layers[name].noise, error(seen[name].output, exact[case][name]))
+            answers = library.call(theirs, call.theirs)
+        for _ in range(2 if call.name[0] == first else 0):  # fast kernels are taken up once a shape has been seen
+            ours(**call.inputs)
+        mine = answered(ours(**call.ours))
         for name, answer in answers.items():
-            layers[name].float32 = max(layers[name].float32, error(mine[name], exact[case][name]))
-            layers[name].noise = max(layers[name].noise, error(answer, exact[case][name]))
+            layers[name].float32 = max(layers[name].float32, error(mine[name], exact[call.name][name]))
+            layers[name].noise = max(layers[name].noise, error(answer, exact[call.name][name]))
+        if call.kept is not None:
+            continue  # a second call would add to the cache again
+        with recording(ours, {name: name for name in names}) as own:
+            ours(**call.inputs)
+        for name in names:
+            if own[name].output.shape == exact[call.name][name].shape:
+                layers[name].float32 = max(layers[name].float32, error(own[name].output, exact[call.name][name]))
+                layers[name].noise = max(layers[name].noise, error(seen[name].output, exact[call.name][name]))
+
+
+class Call(NamedTuple):
+    """One call of both models."""
+
+    name: tuple[str, int]
+    """The case, and which of its calls this is."""
+    inputs: dict[str, Any]
+    theirs: dict[str, Any]
+    ours: dict[str, Any]
+    """The inputs with the model's cache, where calls go on from those before."""
+    kept: dict[str, LayerCache] | None
+    """There, what each of our modules alone keeps."""
+
+
+def _calls(library: Library, theirs: nn.Module, ours: Model, batches: Batches, dtype: Any = torch.float64) -> Iterator[Call]:
+    """The calls of all cases, one after another; what is no whole number is of `dtype`."""
+    for case, batch in batches.items():
+        pasts: tuple[dict[str, Any], ...] = ({}, {})
+        if CHUNKS in batch and not getattr(ours.stack, "decodes", False):
+            continue  # ours sees later tokens, which the other cases show
+        if CHUNKS in batch:
+            pasts = {"past_key_values": library.new_cache(theirs)}, {"past_key_values": ours.new_cache()}
+        kept: dict[str, LayerCache] | None = {} if CHUNKS in batch else None
+        for number, inputs in enumerate(calls(batch)):
+            for name, value in inputs.items():
+                if torch.is_tensor(value) and value.is_floating_point():
+                    inputs[name] = value.to(dtype)
+            yield Call((case, number), inputs, {**inputs, **pasts[0]}, {**inputs, **pasts[1]}, kept)
 
 
 def _gradients(library: Library, pair: Pair, batches: Batches, result: Comparison, folder: Path) -> None:
     """Gradients of both, the reference's carried over by its own way of saving and our way of reading."""
     theirs, ours, inputs = pair.theirs, pair.ours, next(iter(batches.values()))
-    answers, mine = library.call(theirs, inputs), ours(**inputs)._asdict()
+    answers, mine = library.call(theirs, inputs), answered(ours(**inputs))
     generator = torch.Generator().manual_seed(1)
     losses = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
     for name, answer in answers.items():
@@ -312,7 +348,7 @@ def _export(library: Library, pair: Pair, batches: Batches, result: Comparison, 
     """What the reference makes of the folder that we write for it."""
     opened = library.open(export_model(pair.ours, folder / "exported", library.name))
     worst = 0.0
-    for case, inputs in batches.items():
-        for name, answer in library.call(opened, inputs).items():
-            worst = max(worst, error(answer, pair.exact[case][name]))
+    for call in _calls(library, opened, pair.ours, batches):
+        for name, answer in library.call(opened, call.theirs).items():
+            worst = max(worst, error(answer, pair.exact[call.name][name]))
     result.export = worst

@@ -6,14 +6,23 @@ from typing import Any
 
 from zoo.config.resolve import validate
 
+WINDOW = 3
+"""Side of the windows of a grid."""
 
-def shrink(config: Any, depth: int = 2, head_size: int = 8) -> Any:
+
+def shrink(config: Any, depth: int = 2, head_size: int = 8, stages: int | None = None) -> Any:
     """The config with little of everything: same parts, same fields, small numbers.
 
     The number of layers is at least that of the stack's pattern; heads keep their number up to four, and their size where
     their scores are scaled by a number of their own. Windows and trained lengths end within the texts that are compared.
+    Of a stack of stages, only the first ones are kept where a number of `stages` is given, with one block each.
     """
+    if config.stack is None:  # of two towers, each
+        small = {name: shrink(getattr(config, name), depth, head_size, stages) for name in ("vision", "text")}
+        return validate(config.model_dump() | {name: each.model_dump() for name, each in small.items()})
     fields = config.model_dump()
+    if fields["stack"]["type"] == "stages":
+        return _shrink_stages(fields, depth, head_size, stages)
     embedding, stack = fields["embedding"], fields["stack"]
     stack["depth"] = min(stack["depth"], max(depth, len(stack["pattern"] or [])))
     width, before = stack["width"], stack["block"]["attention"]
@@ -24,7 +33,8 @@ def shrink(config: Any, depth: int = 2, head_size: int = 8) -> Any:
     groups = {before["heads"]: heads, 1: 1}.get(before.get("kv_heads"), max(heads // 2, 1))
     small = {"heads": heads, "head_size": head_size, "kv_heads": groups}
     for attention in _named(fields, "attention"):  # those of a pattern state only what differs
-        small["window"] = min(attention.get("window") or 0, 5)
+        window = attention.get("window") or 0
+        small["window"] = min(window, 5) if isinstance(window, int) else [min(side, WINDOW) for side in window]
         attention.update({name: value for name, value in small.items() if attention.get(name) is not None})
     for position in _named(fields, "position"):
         if position.get("type") == "rotary" and position.get("length") is not None:
@@ -44,16 +54,47 @@ def shrink(config: Any, depth: int = 2, head_size: int = 8) -> Any:
         pool = (fields["head"] or {}).get("pool") or {}
         last = max(embedding["padding"] or 0, pool.get("padding") or 0)
         embedding["vocabulary"] = min(embedding["vocabulary"], max(61, last + 1))
+        if pool.get("id") is not None:  # what ends a text is often the last word of all
+            pool["id"] = min(pool["id"], embedding["vocabulary"] - 1)
         if (embedding["position"] or {}).get("length") is not None:
             first = (embedding["padding"] or 0) + 1 if embedding["count"] == "unpadded" else 0
             embedding["position"]["length"] = min(embedding["position"]["length"], max(40, first + 10))
+    return validate(_with_small_head(fields))
+
+
+def _shrink_stages(fields: dict[str, Any], depth: int, head_size: int, stages: int | None) -> Any:
+    """Every stage, with twice the heads of the one before, and a grid that is whole windows in each for images as trained."""
+    embedding, stack = fields["embedding"], fields["stack"]
+    stack["stages"] = stack["stages"][:stages]
+    number = len(stack["stages"])
+    heads = 3 if stack["block"]["attention"]["heads"] % 3 == 0 else 2
+    stack["width"] = heads * head_size
+    stack["block"]["attention"]["heads"] = heads
+    for count, stage in enumerate(stack["stages"]):
+        stage["depth"] = 1 if stages else min(stage["depth"], max(depth, len(stack["pattern"] or [])))
+        stage["heads"] = heads * 2**count
+    for attention in _named(fields["stack"], "attention"):
+        if attention.get("window") is not None:
+            attention["window"] = [min(side, WINDOW) for side in attention["window"]]
+        if attention.get("head_size") is not None:
+            attention["head_size"] = head_size
+    grid = [min(s // old, WINDOW * 2 ** (number - 1)) for s, old in zip(embedding["image_size"], embedding["patch_size"])]
+    embedding["patch_size"] = [min(side, 4) for side in embedding["patch_size"]]
+    embedding["image_size"] = [length * side for length, side in zip(grid, embedding["patch_size"])]
+    known = ["stem", *(f"stage{count + 1}" for count in range(number))]
+    if (fields["head"] or {}).get("features"):
+        fields["head"]["features"] = [name for name in fields["head"]["features"] if name in known] or known[-1:]
+    return validate(_with_small_head(fields))
+
+
+def _with_small_head(fields: dict[str, Any]) -> dict[str, Any]:
     head = fields["head"]
     if head is not None and head.get("classes"):
         head["classes"] = min(head["classes"], 7)
         head["labels"] = head["labels"] and head["labels"][: head["classes"]]
     if head is not None and head.get("size"):
         head["size"] = min(head["size"], 24)
-    return validate(fields)
+    return fields
 
 
 def _named(fields: Any, name: str) -> list[dict[str, Any]]:

@@ -33,7 +33,10 @@ def suspects(model: Any, name: str, seen: Seen, layout: Layout, inputs: Mapping[
     if config is None:
         return []
     module = model.get_submodule(name)
-    before = error(fed(module, name, seen, layout, inputs), seen.output)
+    try:
+        before = error(fed(module, name, seen, layout, inputs), seen.output)
+    except (ZooError, RuntimeError):  # it does not take these inputs at all
+        before = float("inf")
     found: list[tuple[float, str]] = []
     for field, value, changed in _changes(config):
         other = _rebuilt(changed, module, context)
@@ -41,7 +44,7 @@ def suspects(model: Any, name: str, seen: Seen, layout: Layout, inputs: Mapping[
             continue
         try:
             after = error(fed(other, name, seen, layout, inputs), seen.output)
-        except ZooError:  # it does not take these inputs
+        except (ZooError, RuntimeError):  # it does not take these inputs
             continue
         if after < before / 10:
             verdict = "would agree" if after <= TOLERANCE else f"would be nearer ({after:.0e} instead of {before:.0e})"
@@ -57,17 +60,25 @@ def suspects(model: Any, name: str, seen: Seen, layout: Layout, inputs: Mapping[
 
 def _config_at(model: Any, name: str) -> tuple[Any, str, dict[str, Any]]:
     """The config of a module, its path, and what the part is built with beside it."""
+    if model.stack is None:  # of two towers
+        tower, _, inside = name.partition(".")
+        found, path, context = _config_at(getattr(model, tower), inside)
+        return found, f"{tower}.{path}", context
     config, width = model.config, {"width": model.stack.width}
     if name == "head" and config.head is not None:
-        return config.head, name, head_context(config, model.stack.width)
+        return config.head, name, head_context(config, getattr(model.stack, "output_width", model.stack.width))
     if name == "embedding":
         return config.embedding, name, width
+    if name == "head.norm":
+        return config.head.norm, name, width
     if name == "stack.final_norm":
-        return config.stack.final_norm, name, width
+        return config.stack.final_norm, name, {"width": getattr(model.stack, "output_width", model.stack.width)}
     match = re.fullmatch(r"stack\.layers\.(\d+)(?:\.(\w+))?", name)
     if match is None:
         return None, name, {}
     block = config.stack.blocks()[int(match[1])]
+    if hasattr(config.stack, "stage_of"):
+        width = {"width": config.stack.width_of(config.stack.stage_of()[int(match[1])])}
     part = (match[2] or "").replace("attention_norm", "norm").replace("feedforward_norm", "norm")
     return (getattr(block, part), f"stack.block.{part}", width) if part else (block, "stack.block", width)
 
@@ -98,8 +109,10 @@ def _others(name: str, annotation: Any, old: Any) -> list[Any]:
         return [value for value in (1, 2, 3, 4, 6, 8, 12, 16) if value != old]
     if name == "scale":
         return [value for value in (None, 1.0) if value != old]
-    if name == "window":
+    if name == "window" and isinstance(old, int):
         return [value for value in (old - 1, old + 1) if value >= 0]
+    if name == "global_tokens":
+        return [value for value in (0, 1) if value != old]
     if name == "theta":
         return [value for value in THETA if value != old]
     if isinstance(old, bool):

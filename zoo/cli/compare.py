@@ -1,0 +1,93 @@
+"""`zoo classify` and `zoo search`: images and texts compared by a model of two towers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Source = Annotated[str, typer.Argument(help="A dual encoder: a run's folder, a model's folder, a checkpoint or a Hub id.")]
+
+
+def classify(
+    source: Source,
+    inputs: Annotated[list[str], typer.Argument(help="Image files, folders of them, or digits:17.")],
+    labels: Annotated[str, typer.Option(help="Names of classes, between commas: 'a cat,a dog'.")],
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="A sentence with {} for the label, as in 'a photo of a {}'; several are averaged."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many answers for each image.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which of some labels fits an image best, by a model that was never told what they are."""
+    from zoo.cli.predict import _plain, _print
+    from zoo.cli.progress import telling
+
+    with telling(quiet=as_json) as tell:
+        tell("loading")
+        from zoo.training.zero_shot import TEMPLATES
+        from zoo.training.zero_shot import classify as answer
+
+        names = [label.strip() for label in labels.split(",") if label.strip()]
+        found = list(answer(source, inputs, names, templates=template or TEMPLATES, top=top))
+    if as_json:
+        print(json.dumps([_plain(each) for each in found], indent=2))
+    else:
+        _print(found)
+
+
+def search(
+    source: Source,
+    inputs: Annotated[list[str], typer.Argument(help="Image files and folders of them, and at the end what to look for.")],
+    top: Annotated[int, typer.Option(min=1, help="How many images.")] = 9,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Draw them into a picture, such as found.png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find the images that fit a text best."""
+    from zoo.cli.progress import telling
+    from zoo.errors import InputError
+
+    if len(inputs) < 2:
+        raise InputError("search: expected a folder of images and a text, as in: zoo search MODEL FOLDER 'a red car'")
+    with telling(quiet=as_json) as tell:
+        tell("loading")
+        from zoo.training.zero_shot import search as find
+
+        found = find(source, inputs[:-1], inputs[-1], top=top)
+    if output is not None:
+        _draw(Path(output), found, inputs[-1])
+    if as_json:
+        print(json.dumps([hit._asdict() for hit in found], indent=2))
+        return
+    for hit in found:
+        print(f"{hit.cosine:7.4f}  {hit.name}")
+    if output is not None:
+        print(f"{output}: {len(found)} images")
+
+
+def _draw(path: Path, found: list[Any], title: str) -> None:
+    """The images in a grid, the best first."""
+    import math
+
+    from zoo.errors import ConfigError
+    from zoo.extras import require
+
+    library = require("matplotlib.figure", "train", "pictures")
+    images = require("PIL.Image", "train", "images")
+    columns = math.ceil(math.sqrt(len(found)))
+    rows = math.ceil(len(found) / columns)
+    figure = library.Figure(figsize=(2.2 * columns, 2.4 * rows + 0.4), layout="constrained")
+    figure.suptitle(title)
+    for place, hit in enumerate(found, 1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.set_axis_off()
+        axes.set_title(f"{hit.cosine:.3f}  {Path(hit.name).name}"[:28], fontsize=8)
+        with images.open(hit.name) as image:
+            axes.imshow(image.convert("RGB"), interpolation="nearest")
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--output: {path} cannot be written: {error}") from None
