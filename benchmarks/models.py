@@ -14,26 +14,37 @@ import zoo
 from benchmarks.harness import Products, interleave
 from zoo import kernel
 
-BATCH = {"vit-tiny": 8, "vit-base": 2}
-TIMM = {"vit-tiny": "vit_tiny_patch16_224", "vit-base": "vit_base_patch16_224"}
+BATCH = {"vit-tiny": 8, "vit-base": 2, "swin-tiny": 2}
+TIMM = {"vit-tiny": "vit_tiny_patch16_224", "vit-base": "vit_base_patch16_224", "swin-tiny": "swin_tiny_patch4_window7_224"}
+
+
+SWIN = {"embedding": {"flexible": True, "edges": "pad"}, "stack.block.attention": {"small": "still", "fill": "before-shift"}}
+"""What Hugging Face's Swin does with images of other sizes, so that ours can be written as one; at this size it is the same."""
 
 
 def contenders(name: str) -> dict[str, nn.Module]:
-    """The same model with the same weights: timm draws them, zoo reads timm's folder and writes Hugging Face's."""
+    """The same model with the same weights: timm draws them, zoo reads timm's folder and writes Hugging Face's.
+
+    Of Hugging Face's Swin both kinds of attention are here: its small windows do better without the fused one.
+    """
     import timm
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
-    theirs = timm.create_model(TIMM[name])
+    swin = name.startswith("swin")
+    theirs = timm.create_model(TIMM[name], **({"drop_path_rate": 0.0} if swin else {}))  # equal work in training
     with tempfile.TemporaryDirectory() as folder:
         timm.models.save_for_hf(theirs, folder, safe_serialization=True)
-        ours = zoo.load(folder, {"embedding.position.resample": "bicubic"}, dtype="float32")
+        ours = zoo.load(folder, SWIN if swin else {"embedding.position.resample": "bicubic"}, dtype="float32")
         state = {key: value.clone() for key, value in ours.state_dict().items()}  # not a view of the folder
         ours.load_state_dict(state, assign=True)
         exported = zoo.export(ours, Path(folder) / "transformers")
-        other = transformers.ViTForImageClassification.from_pretrained(exported, attn_implementation="sdpa")
-    return {"zoo": ours, "transformers": other, "timm": theirs}
+        opened = transformers.AutoModelForImageClassification.from_pretrained
+        others = {"transformers": opened(exported, attn_implementation="sdpa")}
+        if swin:
+            others["transformers, eager"] = opened(exported, attn_implementation="eager")
+    return {"zoo": ours, **others, "timm": theirs}
 
 
 def answer(model: nn.Module, pixels: Tensor) -> Tensor:
@@ -82,7 +93,7 @@ def measure(name: str, mode: str, cast: bool, rounds: int) -> dict[str, Any]:
     jobs = {key: job(model.train(mode == "step"), pixels, mode, cast) for key, model in models.items()}
     jobs["products alone"] = products.replay
     timings = interleave(jobs, "zoo", rounds)
-    peers = {key: timings[key].ratio for key in ("transformers", "timm")}
+    peers = {key: timings[key].ratio for key in models if key != "zoo"}
     return {
         "model": name,
         "mode": mode,

@@ -9,7 +9,7 @@ from torch.nn import functional
 from zoo import kernel
 from zoo.kernel import windows
 from zoo.kernel.linear import is_narrow
-from zoo.kernel.windows import APART_SINGLE, Windows
+from zoo.kernel.windows import APART, Windows
 
 
 @pytest.mark.parametrize("plan", [
@@ -45,14 +45,20 @@ def test_the_fast_way_equals_the_plain_one(heads: int) -> None:
     assert torch.allclose(ours, plain, atol=1e-6) and torch.allclose(ours, fused, atol=1e-6)
 
 
-def test_tokens_apart_leave_no_numbers_below_the_normal_ones() -> None:
-    """Products with such numbers take several times as long."""
+@pytest.mark.parametrize("gradients", [False, True])
+def test_no_weights_are_below_the_normal_numbers(gradients: bool) -> None:
+    """Products with such numbers take several times as long. Where scores differ much, tokens apart mix all the same."""
     plan = Windows((14, 14), (7, 7), (3, 3))
+    torch.manual_seed(0)
     query, key = torch.randn(2, 1, 4, 2, 49, 8)
-    weights = kernel.window_weights(query, key, windows.regions(plan, query)[None], 1.0)
-    apart = windows.regions(plan, query).expand(-1, 2, -1, -1)[None] == APART_SINGLE
-    assert apart.any() and (weights[apart] == 0).all()
-    assert (weights[~apart] >= torch.finfo(torch.float32).tiny).all()
+    scores = windows.regions(plan, query)[None]
+    for scale, mixes in ((1.0, False), (30.0, True)):
+        with torch.set_grad_enabled(gradients):
+            weights = windows._weights(query, key, scores, scale)
+        wanted = windows._weights(query.double(), key.double(), scores.double(), scale)
+        assert torch.allclose(weights.double(), wanted, atol=1e-5)
+        assert ((weights == 0) | (weights >= torch.finfo(torch.float32).tiny)).all()
+        assert bool((weights[(scores == APART).expand_as(weights)] > 1e-3).any()) == mixes
 
 
 def test_products_of_few_inputs() -> None:

@@ -8,6 +8,7 @@ what depends on a weight, a table of biases, is kept while that weight stays as 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import lru_cache
@@ -21,14 +22,15 @@ from zoo.kernel.attention import attention
 from zoo.kernel.switch import fast, product_dtype
 from zoo.kernel.weights import attention_weights
 
-APART, APART_SINGLE = -100.0, -10000.0
-"""What is added to the score of two tokens that only the movement brought into one window: in float64 the references' number.
-
-In float32 that leaves weights of some 1e-44, below its least normal number, on which processors are slow: on one core of
-an AVX-512 server, with 128 windows of 49 tokens and 3 heads, the softmax took 2.4 ms instead of 1.0, and the product
-behind it 6.2 instead of 0.9. Lower scores leave zeros. That is the same unless scores differ by more than 84 in a window.
-"""
+APART = -100.0
+"""What is added to the score of two tokens that only the movement brought into one window: the references' number."""
 SMALL = 256  # tokens of a window up to which plain products are taken
+LEAST = math.log(torch.finfo(torch.float32).tiny * SMALL)
+"""Scores so far below the highest of their token leave weights below the least normal number, and are taken for minus infinity.
+
+Processors are slow on such weights: on one core of an AVX-512 server, with 128 windows of 49 tokens and 3 heads, the softmax
+took 2.4 ms instead of 1.0, and the product behind it 6.2 instead of 0.9.
+"""
 SIZES = 32  # of grids, and the windows they are cut into, that are remembered
 KEPT, LARGEST = 8, 2**21  # tables that are remembered for one weight, and their elements, unless one alone has more
 
@@ -168,8 +170,8 @@ def window_index(window: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def regions(windows: Windows, like: Tensor) -> Tensor | None:
-    """(windows, 1, tokens, tokens), of the type of `like`: `APART` or `APART_SINGLE` where a query and a key were apart before
-    the windows moved, and 0 elsewhere; None if they did not move."""
+    """(windows, 1, tokens, tokens), of the type of `like`: `APART` where a query and a key were apart before the
+    windows moved, and 0 elsewhere; None if they did not move."""
     if windows.shift == (0, 0):
         return None
     return _remembered(_regions, (windows.padded, windows.window, windows.shift, like.dtype), like.device)
@@ -221,11 +223,30 @@ def _weights(query: Tensor, key: Tensor, scores: Tensor | None, scale: float) ->
     key = _shared(key, query.shape[2])
     if torch.is_grad_enabled() or not fast() or product_dtype(query, key, *([] if scores is None else [scores])) is None:
         products = (query * scale) @ key.mT
-        return (products if scores is None else products + scores).softmax(-1)
+        products = products if scores is None else products + scores
+        return (_settled(products) if _moved(products, scores) else products).softmax(-1)
     inputs = query.flatten(0, 2), key.flatten(0, 2).mT
     products = torch.baddbmm(query.new_empty(1, 1, 1), *inputs, beta=0, alpha=scale).view(*query.shape[:4], -1)
     products = products if scores is None else products.add_(scores)
+    products = _settled(products) if _moved(products, scores) else products
     return torch.softmax(products, -1, out=products)
+
+
+def _moved(products: Tensor, scores: Tensor | None) -> bool:
+    """Whether some scores may be so low that they are settled first: where windows differ, and on a processor."""
+    if scores is None or scores.shape[1] == 1 or products.dtype != torch.float32 or products.device.type != "cpu":
+        return False
+    return not torch.is_autocast_enabled("cpu")  # weights are rounded to half precision then, and small ones to zero
+
+
+def _settled(products: Tensor) -> Tensor:
+    """The scores, below the highest of their token, those that leave nothing being minus infinity. It changes what it is given
+    where no gradients are recorded."""
+    highest = products.detach().amax(-1, keepdim=True)
+    if torch.is_grad_enabled():
+        return F.threshold(products - highest, LEAST, -math.inf)
+    below: Tensor = torch.threshold_(products.sub_(highest), LEAST, -math.inf)
+    return below
 
 
 def _shared(x: Tensor, heads: int) -> Tensor:
@@ -266,7 +287,7 @@ def _regions(sizes: tuple[Any, ...], device: torch.device) -> Tensor:
     region = axes[0][:, None].long() * 2 + axes[1][None]
     plan = Windows(padded, window)
     cut = plan.cut(region.flatten()[None, None, :, None])[0, :, :, :, 0]
-    return (cut[:, :, :, None] != cut[:, :, None, :]).to(dtype) * (APART if dtype == torch.float64 else APART_SINGLE)
+    return (cut[:, :, :, None] != cut[:, :, None, :]).to(dtype) * APART
 
 
 def _real_places(windows: Windows, device: torch.device) -> Tensor:

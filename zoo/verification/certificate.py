@@ -52,8 +52,9 @@ def _changes(then: Mapping[str, Any], now: Config, path: str) -> Iterator[str]:
 
 
 def part(config: Any, memory: float = 20.0) -> tuple[Any, str | None]:
-    """What is verified of a model in so many GiB, and what that is in words; None for all of it."""
-    if on_meta(config).num_parameters() * PEAK <= memory * 2**30:
+    """What is verified of a model in so many GiB, and what that is in words; None for all of it, as of all that is no one
+    uniform stack."""
+    if on_meta(config).num_parameters() * PEAK <= memory * 2**30 or getattr(config.stack, "type", None) != "uniform":
         return config, None
     fields, depth, notes, counts = config.model_dump(), config.stack.depth, [], []
     words = fields["embedding"].get("vocabulary", 0)
