@@ -67,7 +67,7 @@ class Contrastive(Task):
 
         Predictions (images, 1) are for each image the text with the highest score, and targets (images, 1) its own; both
         are places in the batch, or, where several processes train, in that of all of them. With `zero_shot` there are
-        further columns: the class of that text in training, and otherwise the class that each phrasing says; and the label.
+        further columns: the class by all phrasings together, and by each of them (in training, of the best text); the label.
 
         Raises:
             DataError: images and texts are not as many, or one of them is missing.
@@ -91,10 +91,10 @@ class Contrastive(Task):
         if self.config.zero_shot:
             labels: Tensor = batch["labels"]
             if model.training or self.prompts is None:  # of what other processes hold, the labels are not known here
-                classes = labels[scores.detach()[:, first : first + len(images)].argmax(1)][:, None]
+                classes = labels[scores.detach()[:, first : first + len(images)].argmax(1)][:, None].expand(-1, 2)
             else:
                 classes = classified(model, self.prompts.to(images.device), images.detach())
-            found, wanted = torch.cat([found, classes], 1), torch.cat([wanted, labels[:, None]], 1)
+            found, wanted = torch.cat([found, classes], 1), torch.cat([wanted, labels[:, None].expand(-1, 2)], 1)
         return Step(loss * share, found, wanted)
 
     def after_step(self, model: nn.Module) -> None:
@@ -108,24 +108,30 @@ class Contrastive(Task):
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """`recall`: of how many images the own text is the first among those of the batch.
 
-        With `zero_shot` also `accuracy`: how often the class whose sentence fits an image best is the right one, each
-        phrasing counted by itself; in training, how often the best text of the batch is of the right class.
+        With `zero_shot` also `accuracy`: how often the class whose sentences together, as the mean of their vectors, fit an
+        image best is the right one; and `phrasing_accuracy`: the same by single sentences, the mean over all phrasings. In
+        training, both are how often the best text of the batch is of the right class.
         """
         from zoo.task.recall import Recall
 
-        return {"recall": Recall(0), **({"accuracy": Recall(1)} if self.config.zero_shot else {})}
+        return {
+            "recall": Recall(0),
+            **({"accuracy": Recall(1), "phrasing_accuracy": Recall(2)} if self.config.zero_shot else {}),
+        }
 
 
 @torch.no_grad()
 def classified(model: nn.Module, prompts: Tensor, images: Tensor) -> Tensor:
-    """The class that each phrasing gives each image: (images, phrasings).
+    """The class that all phrasings together give each image, and that of each: (images, 1 + phrasings).
 
     Args:
         prompts: (phrasings, classes, tokens), sentences for each class.
         images: (images, size), vectors of length one.
     """
     texts = _exact(model(input_ids=prompts.flatten(0, 1)).text_embeds).unflatten(0, prompts.shape[:2])
-    return torch.einsum("pcs,is->ipc", texts, images).argmax(-1)
+    cosines = torch.einsum("pcs,is->ipc", texts, images)
+    together = functional.normalize(texts.mean(0), dim=-1) @ images.t()
+    return torch.cat([together.t().argmax(-1, keepdim=True), cosines.argmax(-1)], 1)
 
 
 def _both(output: Any) -> tuple[Tensor, Tensor]:
