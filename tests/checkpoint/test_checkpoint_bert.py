@@ -209,9 +209,7 @@ def test_what_distilbert_alone_refuses(saved: Make) -> None:
             zoo.load(folder)
 
 
-@pytest.mark.parametrize(
-    "kind", ["albert", "electra", "xlm-roberta", "camembert", "mobilebert", "deberta-v2", "modernbert"]
-)
+@pytest.mark.parametrize("kind", ["albert", "electra", "xlm-roberta", "camembert", "mobilebert", "deberta-v2", "modernbert"])
 def test_another_family_is_refused_by_name(saved: Make, kind: str) -> None:
     _, folder = saved()
     edit(folder, model_type=kind)
