@@ -11,10 +11,10 @@ demo: $(INSTALLED)            ## Train a ViT on handwritten digits, reload it, p
 	$(BIN)/zoo demo
 
 test: $(INSTALLED)            ## The tests, some minutes on two cores.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(INSTALLED)        ## The long ones too.
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 check: lint test              ## Everything that has to pass before a change lands.
 

@@ -6,10 +6,11 @@ import argparse
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import generation, local_attention, models, startup, texts
+from benchmarks import generation, local_attention, models, pairs, startup, texts
 from benchmarks.harness import disturbance
 
 
@@ -29,22 +30,10 @@ def main() -> None:
     names = (
         chosen.only.split(",")
         if chosen.only
-        else [*models.BATCH, *texts.JOBS, *generation.JOBS, *local_attention.JOBS, "startup"]
+        else [*models.BATCH, *texts.JOBS, *pairs.JOBS, *generation.JOBS, *local_attention.JOBS, "startup"]
     )
     for name in names:
-        rows = (
-            startup.measure(chosen.rounds)
-            if name == "startup"
-            else [generation.measure(name, chosen.rounds)]
-            if name in generation.JOBS
-            else [local_attention.measure(name, mode, chosen.rounds) for mode in chosen.mode.split(",")]
-            if name in local_attention.JOBS
-            else [
-                (texts if name in texts.JOBS else models).measure(name, mode, dtype == "autocast", chosen.rounds)
-                for mode in chosen.mode.split(",")
-                for dtype in chosen.dtype.split(",")
-            ]
-        )
+        rows = measured(name, chosen.mode.split(","), chosen.dtype.split(","), chosen.rounds)
         for row in rows:
             title = row.get("job") or f"{row['model']} {row['mode']} {row['dtype']}"
             times = ", ".join(f"{key} {value}" for key, value in row["milliseconds"].items())
@@ -52,6 +41,18 @@ def main() -> None:
             if chosen.json:
                 with chosen.json.open("a") as file:
                     file.write(json.dumps(row) + "\n")
+
+
+def measured(name: str, modes: list[str], dtypes: list[str], rounds: int) -> list[dict[str, Any]]:
+    """The rows of one name."""
+    if name == "startup":
+        return startup.measure(rounds)
+    if name in generation.JOBS:
+        return [generation.measure(name, rounds)]
+    if name in local_attention.JOBS:
+        return [local_attention.measure(name, mode, rounds) for mode in modes]
+    module: Any = next((each for each in (texts, pairs) if name in each.JOBS), models)
+    return [module.measure(name, mode, dtype == "autocast", rounds) for mode in modes for dtype in dtypes]
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ def test_of_a_large_model_what_fits_is_verified_and_said():
     assert part(zoo.get_config("vit-huge"), memory=10)[1] == "7 of 32 layers"
     three = zoo.get_config("llama-3-8b", {"stack.pattern": [{}, {}, {"attention": {"heads": 16, "head_size": 256}}]})
     assert part(three)[0].stack.depth == 3  # each kind of its layers
+    towers, note = part(zoo.get_config("clip-vit-l14"), memory=10)
+    assert note == "vision 5 of 24 layers, text 10 of 12 layers, text 4,096 of 49,408 tokens"
+    assert (towers.vision.stack.depth, towers.text.stack.depth) == (5, 10) and towers.vision.stack.width == 1024
     known = certificates()
     for name in ("gpt2-xl", "mistral-7b", "llama-3.2-1b"):
         assert f"({known[name]['verified']}) |" in next(line for line in table().splitlines() if f"`{name}`" in line)

@@ -52,22 +52,36 @@ def _changes(then: Mapping[str, Any], now: Config, path: str) -> Iterator[str]:
 
 
 def part(config: Any, memory: float = 20.0) -> tuple[Any, str | None]:
-    """What is verified of a model in so many GiB, and what that is in words; None for all of it, as of all that is no one
-    uniform stack."""
-    if on_meta(config).num_parameters() * PEAK <= memory * 2**30 or getattr(config.stack, "type", None) != "uniform":
+    """What is verified of a model in so many GiB, and what that is in words; None for all of it.
+
+    Uniform stacks are cut, of a model or of its towers; one of stages is measured whole.
+    """
+    towers = [name for name in type(config).model_fields if hasattr(getattr(config, name), "stack")]
+    kinds = {each.stack.type for each in ([getattr(config, name) for name in towers] or [config])}
+    if on_meta(config).num_parameters() * PEAK <= memory * 2**30 or kinds != {"uniform"}:
         return config, None
-    fields, depth, notes, counts = config.model_dump(), config.stack.depth, [], []
-    words = fields["embedding"].get("vocabulary", 0)
+    fields, notes = config.model_dump(), []
+    for name in towers or [""]:
+        whole, cut = (getattr(config, name), fields[name]) if name else (config, fields)
+        notes += [f"{name} {note}".strip() for note in _cut(fields, cut, whole, PART // max(len(towers), 1))]
+    return validate(fields), ", ".join(notes)
+
+
+def _cut(fields: dict[str, Any], cut: dict[str, Any], whole: Any, most: int) -> list[str]:
+    """Takes layers from the stack of a model, `cut`, which is all of `fields` or a tower of it, and says what is left."""
+    depth, notes, counts = whole.stack.depth, [], []
+    words = cut["embedding"].get("vocabulary", 0)
     if words > WORDS:
-        fields["embedding"]["vocabulary"] = WORDS
+        cut["embedding"]["vocabulary"] = WORDS
         notes = [f"{WORDS:,} of {words:,} tokens"]
     for layers in (1, 2):
-        fields["stack"]["depth"] = layers
+        cut["stack"]["depth"] = layers
         counts.append(on_meta(validate(fields)).num_parameters())
-    least = max(len(config.stack.pattern or []), 1)
-    layers = min(depth, max(least, 1 + (PART - counts[0]) // (counts[1] - counts[0])))
-    fields["stack"]["depth"] = layers
-    return validate(fields), ", ".join([f"{layers} of {depth} layers", *notes])
+    apart = counts[1] - counts[0]
+    rest = counts[0] if cut is fields else apart  # of a tower the other one does not count
+    least = max(len(whole.stack.pattern or []), 1)
+    cut["stack"]["depth"] = layers = min(depth, max(least, 1 + (most - rest) // apart))
+    return [f"{layers} of {depth} layers", *notes]
 
 
 def certify(name: str, memory: float = 20.0) -> dict[str, Any]:
