@@ -148,11 +148,23 @@ def test_an_index_that_asks_to_run_code(write: Any, tmp_path: Path) -> None:
     assert (tmp_path / "harm").exists()
 
 
+def test_getattr_gives_members_of_enumerations_alone() -> None:
+    """It is in the indices of Python 3.11.2."""
+    encoding, harmless = b"\x8c\x2atorch.distributed.checkpoint.metadata\x8c\x14_MEM_FORMAT_ENCODING\x93", b"\x8c\x03ONE"
+    asks = b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93%s%s\x86R."
+    encoding = b"\x8c" + bytes([len("torch.distributed.checkpoint.metadata")]) + encoding[2:]
+    found = sharded._Index(io.BytesIO(asks % (encoding, harmless))).load()
+    assert isinstance(found, sharded.Record) and found.state == ("ONE",)
+    for kind, name in ((b"\x8c\x05torch\x8c\x04Size\x93", harmless), (encoding, b"K\x01"), (harmless, harmless)):
+        with pytest.raises(WeightsError, match="an attribute of something"):
+            sharded._Index(io.BytesIO(asks % (kind, name))).load()
+
+
 @pytest.mark.parametrize(
     "name",
     [
         ("builtins", "eval"),
-        ("builtins", "getattr"),
+        ("builtins", "setattr"),
         ("torch", "load"),
         ("torch", "serialization.os.system"),
         ("torch.distributed.checkpoint.metadata", "os.system"),

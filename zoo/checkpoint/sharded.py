@@ -215,6 +215,8 @@ class _Index(pickle.Unpickler):
             return type(name, (Record,), {"name": name})
         if (module, name) == ("torch", "Size"):
             return tuple
+        if (module, name) == ("builtins", "getattr"):  # as Python 3.11.2 writes a member of an enumeration
+            return _member
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         raise WeightsError(f"not opened: it asks for {module}.{name}, which no distributed checkpoint needs")
@@ -232,6 +234,13 @@ _RECORDS = {
     ("pathlib._local", "PosixPath"),
     ("pathlib._local", "WindowsPath"),
 }  # fmt: skip
+
+
+def _member(kind: Any, name: Any) -> Record:
+    """A member of an enumeration, which is all that an index may ask `getattr` for."""
+    if not (isinstance(kind, type) and issubclass(kind, Record) and type(name) is str):
+        raise WeightsError("not opened: it asks for an attribute of something, which no distributed checkpoint needs")
+    return kind(name)
 
 
 def _field(record: Any, name: str, kind: Any) -> Any:
