@@ -222,7 +222,7 @@ def test_a_misplaced_dropout_is_caught(monkeypatch):
     from zoo.block.residual import ResidualBlock
 
     def outside(self, x, branch, scale, norm):
-        return self.dropout(x + scale(branch))
+        return self.dropout(x + self._scaled(branch, scale))
 
     monkeypatch.setattr(ResidualBlock, "_add", outside)
     report = zoo.verify("vit-tiny", reference="timm", tiny=True)

@@ -120,12 +120,12 @@ def count_all(model):
 def count_from_padding(model):
     """RoBERTa's positions, each one too low."""
     positions = model.embedding._positions
-    model.embedding._positions = lambda ids, texts: (positions(ids, texts) - 1).clamp(min=0)
+    model.embedding._positions = lambda *given: (positions(*given) - 1).clamp(min=0)
 
 
 def padding_counts_on(model):
     """RoBERTa's positions, where padding has those of a token."""
-    model.embedding._positions = lambda ids, texts: torch.arange(ids.shape[1]).expand_as(ids) + 2
+    model.embedding._positions = lambda ids, *_: torch.arange(ids.shape[1]).expand_as(ids) + 2
 
 
 def pool_the_last_token(model):
