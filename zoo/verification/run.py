@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.cache import LayerCache
 from zoo.checkpoint.family import Family
 from zoo.checkpoint.load import load_model
 from zoo.checkpoint.locate import families, locate
@@ -21,7 +20,8 @@ from zoo.config.resolve import merge_overrides, resolve, resolve_unchanged, vali
 from zoo.errors import ConfigError, UnknownNameError, did_you_mean
 from zoo.model.base import Model
 from zoo.model.construct import on_meta
-from zoo.verification.cases import CHUNKS, calls, cases
+from zoo.verification.calls import Batches, both_called
+from zoo.verification.cases import cases
 from zoo.verification.compare import answered, error, layouts, own_errors, pairs, recording
 from zoo.verification.reference import Library, libraries, redraw
 from zoo.verification.report import TOLERANCE, Comparison, Layer, Report
@@ -31,7 +31,6 @@ from zoo.verification.suspects import suspects
 
 SCALES = (0.25, 1.5)
 """Small weights show a wrong eps, large ones everything else."""
-Batches = Mapping[str, Mapping[str, Any]]
 LARGE = 200_000_000
 """Parameters from which one example at a time is compared, and gradients, which double the memory, only if asked for."""
 
@@ -237,7 +236,7 @@ def _compare(library: Library, pair: Pair, batches: Batches, result: Comparison)
     _, theirs, ours, names, exact = pair
     layers = {layer.name: layer for layer in result.layers}
     itself = {name: name for name in names} | {"layout": "stack" if ours.stack is not None else "text.stack"}
-    for call in _calls(library, theirs, ours, batches):
+    for call in both_called(library, theirs, ours, batches):
         with recording(theirs, names) as seen, recording(ours, itself) as own:
             answers, mine = library.call(theirs, call.theirs), answered(ours(**call.ours))
         exact[call.name] = {**{name: each.output for name, each in seen.items()}, **answers}
@@ -264,7 +263,7 @@ def _single(library: Library, pair: Pair, batches: Batches, result: Comparison) 
     names, exact, layers = pair.names, pair.exact, {layer.name: layer for layer in result.layers}
     theirs, ours = pair.theirs.float(), pair.ours.float()
     first = next(iter(batches))
-    for call in _calls(library, theirs, ours, batches, torch.float32):
+    for call in both_called(library, theirs, ours, batches, torch.float32):
         with recording(theirs, names) as seen:
             answers = library.call(theirs, call.theirs)
         for _ in range(2 if call.name[0] == first else 0):  # fast kernels are taken up once a shape has been seen
@@ -281,35 +280,6 @@ def _single(library: Library, pair: Pair, batches: Batches, result: Comparison) 
             if own[name].output.shape == exact[call.name][name].shape:
                 layers[name].float32 = max(layers[name].float32, error(own[name].output, exact[call.name][name]))
                 layers[name].noise = max(layers[name].noise, error(seen[name].output, exact[call.name][name]))
-
-
-class Call(NamedTuple):
-    """One call of both models."""
-
-    name: tuple[str, int]
-    """The case, and which of its calls this is."""
-    inputs: dict[str, Any]
-    theirs: dict[str, Any]
-    ours: dict[str, Any]
-    """The inputs with the model's cache, where calls go on from those before."""
-    kept: dict[str, LayerCache] | None
-    """There, what each of our modules alone keeps."""
-
-
-def _calls(library: Library, theirs: nn.Module, ours: Model, batches: Batches, dtype: Any = torch.float64) -> Iterator[Call]:
-    """The calls of all cases, one after another; what is no whole number is of `dtype`."""
-    for case, batch in batches.items():
-        pasts: tuple[dict[str, Any], ...] = ({}, {})
-        if CHUNKS in batch and not getattr(ours.stack, "decodes", False):
-            continue  # ours sees later tokens, which the other cases show
-        if CHUNKS in batch:
-            pasts = {"past_key_values": library.new_cache(theirs)}, {"past_key_values": ours.new_cache()}
-        kept: dict[str, LayerCache] | None = {} if CHUNKS in batch else None
-        for number, inputs in enumerate(calls(batch)):
-            for name, value in inputs.items():
-                if torch.is_tensor(value) and value.is_floating_point():
-                    inputs[name] = value.to(dtype)
-            yield Call((case, number), inputs, {**inputs, **pasts[0]}, {**inputs, **pasts[1]}, kept)
 
 
 def _gradients(library: Library, pair: Pair, batches: Batches, result: Comparison, folder: Path) -> None:
@@ -348,7 +318,7 @@ def _export(library: Library, pair: Pair, batches: Batches, result: Comparison, 
     """What the reference makes of the folder that we write for it."""
     opened = library.open(export_model(pair.ours, folder / "exported", library.name))
     worst = 0.0
-    for call in _calls(library, opened, pair.ours, batches):
+    for call in both_called(library, opened, pair.ours, batches):
         for name, answer in library.call(opened, call.theirs).items():
             worst = max(worst, error(answer, pair.exact[call.name][name]))
     result.export = worst
