@@ -91,7 +91,9 @@ def test_copied_positions_repeat_what_was_trained(checkpoint: Make) -> None:
     """A text that repeats itself with the period of the table looks alike everywhere but near its ends."""
     model = local("bert-base", checkpoint("bert-base"), window=3, length=100)
     found = model(torch.randint(2, 31, (1, 20)).repeat(1, 5)).last_hidden_state[0]
-    assert torch.allclose(found[20:40], found[40:60], atol=1e-12) and torch.allclose(found[40:60], found[60:80], atol=1e-12)
+    assert torch.allclose(found[20:40], found[40:60], rtol=0.0, atol=1e-12) and torch.allclose(
+        found[40:60], found[60:80], rtol=0.0, atol=1e-12
+    )
     assert not torch.allclose(found[20], found[21])
 
 

@@ -107,8 +107,6 @@ def test_memory_and_flops_are_those_of_a_real_run(tiny: dict[str, Any], override
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_texts(tiny: dict[str, Any], dropout: float) -> None:
-    if "tokens" not in zoo.list_components("embedding"):
-        pytest.skip("there are no texts")
     embedding = {"type": "tokens", "vocabulary": 50, "position": {"type": "learned", "length": 20}, "dropout": dropout}
     fields = {**tiny, "embedding": embedding}
     fields["stack"]["block"]["attention"]["dropout"] = dropout
