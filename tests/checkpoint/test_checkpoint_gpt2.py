@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bert_helpers import edit, opened, rewrite
+from bert_helpers import edit, given_and_given_back, opened, rewrite
 from decoder_helpers import ENDS, agree, inputs, save, shard
 from safetensors.torch import load_file
 
@@ -35,20 +35,8 @@ def saved(redraw: Make, tmp_path: Path) -> Make:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_folder_of_theirs_gives_their_outputs_and_is_given_back(saved: Make, tmp_path: Path, cls: str) -> None:
-    import transformers
-
     theirs, folder = saved(cls)
-    ours = zoo.load(folder)
-    agree(ours, theirs)
-    assert ours.num_parameters() == theirs.num_parameters() and not ours.training
-    assert {entry.status for entry in ours.load_report.entries} == {"renamed"}
-    zoo.export(ours, tmp_path / "out")
-    back, info = getattr(transformers, cls).from_pretrained(tmp_path / "out", output_loading_info=True, dtype=torch.float64)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    agree(ours, back.eval())
-    again = zoo.load(tmp_path / "out")
-    assert again.config == ours.config
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), ours.state_dict().values()))
+    given_and_given_back(theirs, folder, tmp_path / "out", agree)
 
 
 HONOURED: dict[str, list[Any]] = {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from planted import plant
 from torch import nn
 
 import zoo
@@ -159,14 +160,7 @@ MASKS = (ignore_mask, invert_mask)  # timm's ViT takes no mask of tokens
 
 
 def verified(monkeypatch, mutation, library, name="vit-tiny"):
-    load = run.load_model
-
-    def mutated(*arguments):
-        model = load(*arguments)
-        mutation(model)
-        return model
-
-    monkeypatch.setattr(run, "load_model", mutated)
+    plant(monkeypatch, mutation, export=True)
     return zoo.verify(name, reference=library, tiny=True, training=False)
 
 

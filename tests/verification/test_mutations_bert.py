@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from planted import plant
 from torch import nn
 
 import zoo
@@ -211,15 +212,7 @@ CASES = [
 
 
 def verified(monkeypatch, mutation, preset, head):
-    load = run.load_model
-
-    def mutated(*arguments):
-        model = load(*arguments)
-        mutation(model)
-        return model
-
-    monkeypatch.setattr(run, "load_model", mutated)
-    monkeypatch.setattr(run, "_export", lambda *arguments: None)  # of a model that is broken on purpose
+    plant(monkeypatch, mutation)
     return zoo.verify(preset, {"head": head}, reference="transformers", tiny=True, training=False, gradients=False)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from planted import plant
 from torch import nn
 
 import zoo
@@ -219,15 +220,7 @@ CASES = [
 
 
 def verified(monkeypatch, mutation, overrides):
-    load = run.load_model
-
-    def mutated(*arguments):
-        model = load(*arguments)
-        mutation(model)
-        return model
-
-    monkeypatch.setattr(run, "load_model", mutated)
-    monkeypatch.setattr(run, "_export", lambda *arguments: None)  # of a model that is broken on purpose
+    plant(monkeypatch, mutation)
     config = zoo.get_config("longformer-base", overrides)
     return zoo.verify(config, reference="transformers", tiny=True, training=False, gradients=False)
 

@@ -1,0 +1,28 @@
+"""Planting a mistake in the model that is verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import zoo.verification.run as run
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, mutation: Callable[[Any], object], *, export: bool = False) -> None:
+    """From now on `mutation` changes each model that `zoo.verify` reads.
+
+    Args:
+        export: whether such a model, broken on purpose, is exported back too.
+    """
+    load = run.load_model
+
+    def mutated(*arguments: Any) -> Any:
+        model = load(*arguments)
+        mutation(model)
+        return model
+
+    monkeypatch.setattr(run, "load_model", mutated)
+    if not export:
+        monkeypatch.setattr(run, "_export", lambda *arguments: None)
