@@ -204,11 +204,14 @@ def test_images_are_classified_by_each_phrasing() -> None:
     whole.prompts = prompts
     labels = torch.arange(ROWS) % 3
     step = whole.step(net, {**pairs(), "labels": labels})
-    assert torch.equal(step.predictions[:, 1:], found) and torch.equal(step.targets[:, 1], labels)
+    assert torch.equal(step.predictions[:, 2:], found) and torch.equal(step.targets[:, 1], labels)
+    said = labels[step.predictions[:, 0]]
+    assert torch.equal(step.predictions[:, 1], said) and torch.equal(step.targets[:, 2], labels)
     metrics = whole.metrics(net)
     for metric in metrics.values():
         metric.update(step.predictions, step.targets)
     right = (found == labels[:, None]).float()
+    assert metrics["class_recall"].compute().item() == pytest.approx((said == labels).float().mean().item())
     assert metrics["accuracy"].compute().item() == pytest.approx(right[:, 0].mean().item())
     assert metrics["phrasing_accuracy"].compute().item() == pytest.approx(right[:, 1:].mean().item())
     assert metrics["recall"].compute().item() == pytest.approx(

@@ -270,8 +270,8 @@ RUN: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data.text_column": "caption"}, r"data: expected the name of a column either as `image_column` or as `text_column`$"),
-        ({"data.image_column": None}, r"data: expected the name of a column either as `image_column` or as `text_column`$"),
+        ({"data.text_column": "caption"}, "data 'hub' are images with captions, which need a model of type 'dual-encoder'"),
+        ({"data.image_column": None}, "data: expected the name of a column as `image_column`, as `text_column`, or as both$"),
         ({"data.length": 7}, r"data\.length: this has no meaning for data of images; leave it out$"),
         ({"data.classes": 4}, r"model\.head\.classes: data 'hub' has 4 classes, and this is 3$"),
         ({"data.image_size": 16}, r"data\.image_size: the model takes images of \(8, 8\), and these are \(16, 16\)$"),

@@ -1,4 +1,4 @@
-"""`zoo attend`: a picture of who attends to whom, in an image or a text."""
+"""`zoo attend`: a picture of who attends to whom, in an image or a text, or of which patches answer which word."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import typer
 
 if TYPE_CHECKING:
     from zoo.inspect.attention import Attended
-    from zoo.inspect.image import Picture
+    from zoo.inspect.image import Picture, Preparation
 
 
 def attend(
     model: Annotated[str, typer.Argument(help="A folder, a run, a checkpoint, a Hub id, or a preset (with fresh weights).")],
     source: Annotated[str, typer.Argument(metavar="INPUT", help="An image file, a test image of data (digits:17), or a text.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The picture: a .png, .pdf or .svg file.")],
+    text: Annotated[str | None, typer.Argument(help="For a model that compares images with texts: the text.")] = None,
     layers: Annotated[str | None, typer.Option(help="Which, as in 0,5,-1; by default all.")] = None,
     heads: Annotated[str, typer.Option(help="Which, as in 0,1; all; or mean, the mean over all of them.")] = "mean",
     rollout: Annotated[bool, typer.Option("--rollout", help="Add attention traced through all layers.")] = False,
@@ -29,18 +30,34 @@ def attend(
     std: Annotated[str | None, typer.Option(help="What they are then divided by.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Draw who attends to whom, in an image or a text: attention weights, and attention rollout."""
+    """Draw who attends to whom, in an image or a text; for an image with a text, which patches answer which word."""
     from zoo.cli.progress import telling
 
     with telling(quiet=as_json) as tell:
         tell("reading the model")
         from zoo.api import attend as look
+        from zoo.inspect.image import Preparation, preparation
         from zoo.inspect.picture import check_path, over_image, over_tokens, token_maps
 
         check_path(Path(output))
         shown_layers = None if layers is None else _numbers("--layers", layers)
         shown_heads: Any = heads if heads == "mean" else None if heads == "all" else _numbers("--heads", heads)
+        if text is not None:
+            if (heads, rollout, token) != ("mean", False, None):
+                raise _no_pair("--heads, --rollout and --token have no meaning for an image with a text; leave them out")
+            print(_pair(model, source, text, (mean, std), shown_layers, Path(output), as_json))
+            return
         opened, name, folder, fresh = _opened(model)
+        if opened.config.type == "dual-encoder":
+            raise _no_pair(f"{model} compares images with texts, so give both: zoo attend {model} photo.jpg 'a red car' -o ...")
+        if opened.config.type == "encoder-decoder":
+            from zoo.cli.alignment import align
+
+            if rollout or token is not None:
+                raise _no_pair("--rollout and --token have no meaning for a model that writes a text; leave them out")
+            title = name + (" (fresh weights)" if fresh else "")
+            print(align(opened, model, title, source, Path(output), layers=shown_layers, heads=shown_heads, as_json=as_json))
+            return
         embedding = getattr(opened.config, "embedding", None)
         number = None
         if getattr(embedding, "type", None) == "tokens":
@@ -51,7 +68,8 @@ def attend(
             title = name + (" (fresh weights: nothing is learned)" if fresh else "")
             path = over_tokens(token_maps(seen), words, output, title=title)
         else:
-            picture = _picture(source, opened.config, folder, mean, std)
+            prepared = Preparation() if folder is None else preparation(folder)
+            picture = _picture(source, opened.config, prepared, mean, std)
             whose, number = _token(token, embedding)
             tell("looking")
             inputs = {"pixel_values": picture.pixels.to(opened.device)}
@@ -79,6 +97,36 @@ def attend(
         print(json.dumps({**drawn, "grid": seen.grid, "fresh_weights": fresh}, indent=2))
     else:
         print(path)
+
+
+def _pair(
+    model: str, source: str, text: str, numbers: tuple[str | None, str | None], layers: Any, output: Path, as_json: bool
+) -> str:
+    """Draws which patches of an image answer which word of a text, and gives what is to be printed."""
+    from zoo.inspect.word_picture import over_words
+    from zoo.inspect.words import answers
+    from zoo.training.zero_shot import Comparer
+
+    if not text.strip():
+        raise _no_pair("TEXT: the text is empty")
+    comparer = Comparer(model)
+    picture = _picture(source, comparer.model.config.vision, comparer.prepared, *numbers)
+    seen = answers(comparer.model, picture.pixels.to(comparer.model.device), text, comparer.texts, layers=layers)
+    home = Path(model).resolve()
+    name = (home.parent.name if home.name == "model" else home.name) if home.exists() else model
+    label = "" if picture.label is None else f" (a {picture.label})"
+    path = over_words(seen, picture.shown, output, title=f"{name} on {picture.title}{label}\nwhich patches answer which word")
+    if not as_json:
+        return str(path)
+    lost, maps = seen.cosines.tolist(), seen.maps.tolist()
+    words = [{"word": word, "lost": lost[place], "relevance": maps[place]} for place, word in enumerate(seen.words, 1)]
+    return json.dumps({"picture": str(path), "cosine": lost[0], "relevance": maps[0], "words": words}, indent=2)
+
+
+def _no_pair(message: str) -> Exception:
+    from zoo.errors import InputError
+
+    return InputError(f"attend: {message}")
 
 
 def _opened(source: str) -> tuple[Any, str, Path | None, bool]:
@@ -116,12 +164,11 @@ def _text(model: Any, source: str, text: str) -> tuple[list[str], dict[str, Any]
     return [tokenizer.token(number) for number in ids], batch_of([ids], tokenizer.padding, model.device)
 
 
-def _picture(source: str, config: Any, folder: Path | None, mean: str | None, std: str | None) -> Picture:
-    from zoo.inspect.image import Preparation, example_of, preparation, read_image
+def _picture(source: str, config: Any, prepared: Preparation, mean: str | None, std: str | None) -> Picture:
+    from zoo.inspect.image import example_of, read_image
 
     if re.fullmatch(r"[a-z0-9][a-z0-9.-]*:-?\d+", source) and not Path(source).exists():
         return example_of(source, config)
-    prepared = Preparation() if folder is None else preparation(folder)
     if mean is not None:
         prepared = prepared._replace(mean=_decimals("--mean", mean))
     if std is not None:

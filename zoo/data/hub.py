@@ -11,6 +11,7 @@ from zoo.config import Problem
 from zoo.config.base import PositiveInt
 from zoo.data.base import Batch, SplitName, StreamConfig
 from zoo.data.broken import Broken
+from zoo.data.captioned import CaptionedData, field_problems, model_problems, said
 from zoo.data.image import ImageConfig, ImageData, label_of
 from zoo.data.loader import stacked
 from zoo.data.rows import Example, Row, Rows, Stream
@@ -23,13 +24,16 @@ FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv
 """What reads a single file of one's own."""
 
 
-class Hub(ImageData, TextData):
-    """Images or texts that `datasets` reads: a data set of the Hugging Face Hub, or a folder or file of parquet or the like.
+class Hub(CaptionedData):
+    """Images, texts or pairs of both that `datasets` reads: a data set of the Hugging Face Hub, or a folder or file of
+    parquet or the like.
 
     A split called `validation` or `test` is that part; what there is none of is kept out of the training split by what
     an example holds, so that streaming or not the parts are the same. Data sets that bring code of their own are refused.
-    Shapes: pixel_values (batch, channels, height, width), or input_ids and attention_mask (batch, tokens); with a
-    label column, labels (batch,).
+    A text column beside an image column makes pairs; it may hold a list of captions for each image. Of tar files ("shards"
+    of webdataset) columns are the endings of the files, such as `jpg` and `txt`.
+    Shapes: pixel_values (batch, channels, height, width), or input_ids and attention_mask (batch, tokens), or all three;
+    with a label column, labels (batch,).
     """
 
     class Config(ImageConfig, TextConfig, StreamConfig):
@@ -45,7 +49,7 @@ class Hub(ImageData, TextData):
         image_column: str | None = None
         """The column that holds images."""
         text_column: str | None = None
-        """The column that holds texts; a data set is of images or of texts."""
+        """The column that holds texts, or the captions of the images."""
         label_column: str | None = None
         """The column that holds the classes, as whole numbers."""
         classes: PositiveInt | None = None
@@ -59,8 +63,11 @@ class Hub(ImageData, TextData):
 
         def _own_problems(self) -> Iterator[Problem]:
             yield from super()._own_problems()
-            if (self.image_column is None) == (self.text_column is None):
-                yield (), "expected the name of a column either as `image_column` or as `text_column`"
+            if self.image_column is None and self.text_column is None:
+                yield (), "expected the name of a column as `image_column`, as `text_column`, or as both"
+                return
+            if self.pairs:
+                yield from field_problems(self)
                 return
             unused, what = (TextConfig, "images") if self.image_column is not None else (ImageConfig, "texts")
             shared = set(StreamConfig.model_fields)
@@ -69,7 +76,15 @@ class Hub(ImageData, TextData):
                     yield (field,), f"this has no meaning for data of {what}; leave it out"
 
         def problems(self, **context: Any) -> Iterator[Problem]:
-            yield from (ImageConfig if self.image_column is not None else TextConfig).problems(self, **context)
+            if self.pairs:
+                yield from model_problems(self, context["model"])
+            else:
+                yield from (ImageConfig if self.image_column is not None else TextConfig).problems(self, **context)
+
+        @property
+        def pairs(self) -> bool:
+            """Whether an example is an image with a text."""
+            return self.image_column is not None and self.text_column is not None
 
     config: Config
 
@@ -106,8 +121,10 @@ class Hub(ImageData, TextData):
     def read(self, row: Row, training: bool, classes: int | None) -> Example:
         """An example of a stored row."""
         config = self.config
-        if config.image_column is not None:
-            example: dict[str, Any] = {"pixel_values": self.pixels(row[config.image_column], training)}
+        if config.pairs:
+            example = dict(self.captioned(row[str(config.image_column)], self.captions(row), training))
+        elif config.image_column is not None:
+            example = {"pixel_values": self.pixels(row[config.image_column], training)}
         elif isinstance(text := row[str(config.text_column)], str):
             example = dict(self.tokens(text))
         else:
@@ -115,6 +132,9 @@ class Hub(ImageData, TextData):
         if config.label_column is not None:
             example["labels"] = label_of(row[config.label_column], classes, self.place)
         return example
+
+    def captions(self, row: Row) -> list[str]:
+        return said(row[str(self.config.text_column)], "")
 
     def augment(self, batch: Batch) -> Batch:
         return batch if self.config.image_column is None else ImageData.augment(self, batch)
@@ -171,7 +191,7 @@ class Hub(ImageData, TextData):
             dtype = getattr(found, "dtype", "")
             fits = {
                 "image": isinstance(found, datasets.Image) or dtype in ("binary", "large_binary", "string"),
-                "text": dtype in ("string", "large_string"),
+                "text": dtype in ("string", "large_string") or (config.pairs and _inner(found) in ("string", "large_string")),
                 "label": "int" in dtype or dtype == "bool",
             }
             if found is not None and not fits[field]:
@@ -214,6 +234,12 @@ class Hub(ImageData, TextData):
         content = (stored.get("bytes") or stored.get("path")) if isinstance(stored, Mapping) else stored
         content = content.encode() if isinstance(content, str) else content or b""
         return part_of(content, self._shares.get("test", 0.0), self._shares.get("validation", 0.0))
+
+
+def _inner(feature: Any) -> str:
+    """The type of what a list holds; nothing where it is no list."""
+    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
+    return str(getattr(inner, "dtype", ""))
 
 
 def load(config: Hub.Config, place: str) -> Mapping[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Literal
 
-from zoo.data.base import SplitName, StreamConfig
+from zoo.data.base import SplitName
 from zoo.data.broken import Broken
+from zoo.data.paths import PARTS, PathsConfig, PathsData
 from zoo.data.rows import Example, Row, Rows, Stream
 from zoo.data.shares import part_of
 from zoo.data.text import TextConfig, TextData
@@ -17,10 +16,9 @@ from zoo.errors import DataError
 from zoo.extras import require
 
 Unit = Literal["line", "paragraph"]
-PARTS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
-class TextFiles(TextData):
+class TextFiles(PathsData, TextData):
     """The lines or the paragraphs of text files of the user's, in UTF-8.
 
     Blank lines are no examples. What has no files of its own is kept out of the training files by what a text says, so
@@ -28,29 +26,20 @@ class TextFiles(TextData):
     Shapes: input_ids and attention_mask (batch, tokens).
     """
 
-    class Config(TextConfig, StreamConfig):
+    class Config(TextConfig, PathsConfig):
         """Config of `text-files` data."""
 
         type: Literal["text-files"] = "text-files"
-        path: str | list[str]
-        """The files to train on: a path or a pattern such as `texts/**/*.txt`, or a list of them."""
-        validation_path: str | list[str] | None = None
-        """Those of the validation part (default: a share of the training files, by `validation`)."""
-        test_path: str | list[str] | None = None
-        """Those of the test part (default: a share of the training files, by `test`)."""
         unit: Unit = "line"
         """What an example is; paragraphs are parted by blank lines."""
 
     config: Config
 
-    def has(self, name: SplitName) -> bool:
-        return name == "train" or self._own_path(name) is not None or self.config.shares[name] > 0
-
     def split(self, name: SplitName) -> Rows | Stream:
         """The texts of one part."""
         if self.config.streaming:
             for part in PARTS:
-                self._files(part)  # a path that leads nowhere is an error now, not after the training
+                self.files(part)  # a path that leads nowhere is an error now, not after the training
             return Stream(partial(self._streamed, name), self.read)
         return Rows(self._rows[name], self.read)
 
@@ -66,46 +55,20 @@ class TextFiles(TextData):
 
     def _stored(self, name: SplitName) -> Any:
         columns: dict[str, list[str]] = {column: [] for column in self._features()}
-        for row in texts_of(self._files(name), self.config.unit, name, self._shares(name)):
+        for row in texts_of(self.files(name), self.config.unit, name, self.part_shares(name)):
             for column, values in columns.items():
                 values.append(row[column])
         return require("datasets", "train", self.place).Dataset.from_dict(columns, features=self._features())
 
     def _streamed(self, name: SplitName, order: int | None) -> Any:
         datasets = require("datasets", "train", self.place)
-        fields = {"files": self._files(name), "unit": self.config.unit, "part": name, "shares": self._shares(name)}
+        fields = {"files": self.files(name), "unit": self.config.unit, "part": name, "shares": self.part_shares(name)}
         rows = datasets.IterableDataset.from_generator(texts_of, gen_kwargs=fields, features=self._features())
         return rows if order is None else rows.shuffle(seed=order, buffer_size=self.config.buffer)
 
     def _features(self) -> Any:
         datasets = require("datasets", "train", self.place)
         return datasets.Features({name: datasets.Value("string") for name in ("text", "place", "problem")})
-
-    def _own_path(self, name: SplitName) -> str | list[str] | None:
-        return self.config.path if name == "train" else getattr(self.config, f"{name}_path")
-
-    def _shares(self, name: SplitName) -> tuple[float, float] | None:
-        """The shares of test and validation that the files of a part are parted by; None if all is one part."""
-        for each in ("test", "validation"):
-            if getattr(self.config, f"{each}_path") is not None and getattr(self.config, each):
-                raise DataError(f"{self.place}: `{each}` has no meaning beside `{each}_path`; leave one of them out")
-        if name != "train" and self._own_path(name) is not None:
-            return None
-        shares = {each: share for each, share in self.config.shares.items() if getattr(self.config, f"{each}_path") is None}
-        return shares.get("test", 0.0), shares.get("validation", 0.0)
-
-    def _files(self, name: SplitName) -> list[str]:
-        field = "path" if name == "train" or self._own_path(name) is None else f"{name}_path"
-        given = getattr(self.config, field)
-        found: list[str] = []
-        for pattern in [given] if isinstance(given, str) else given:
-            path = Path(pattern).expanduser()
-            files = [str(path)] if path.is_file() else sorted(filter(_is_file, glob.glob(str(path), recursive=True)))
-            if not files:
-                hint = f"; did you mean {str(path / '**' / '*.txt')!r}?" if path.is_dir() else ""
-                raise DataError(f"{self.place}: {field}: no file answers to {pattern!r}{hint}")
-            found += [file for file in files if file not in found]
-        return found
 
 
 def texts_of(files: list[str], unit: Unit, part: SplitName, shares: tuple[float, float] | None) -> Iterator[Row]:
@@ -146,7 +109,3 @@ def _units(file: str, unit: Unit) -> Iterator[tuple[int, bytes]]:
             yield number - len(lines) + 1, b"\n".join(lines)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _is_file(path: str) -> bool:
-    return Path(path).is_file()

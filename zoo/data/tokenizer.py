@@ -116,6 +116,10 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: list[int]) -> str:
         return bytes(token for token in ids if token < 256).decode("utf-8", errors="replace")
 
+    def token(self, number: int) -> str:
+        names = {self.padding: "<padding>", self.start: "<start>", self.end: "<end>", self.mask: "<mask>"}
+        return names.get(number) or super().token(number)
+
 
 _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+|.", re.DOTALL)
 

@@ -86,8 +86,8 @@ def read_image(path: Path, embedding: Any, prepared: Preparation) -> Picture:
     sampling = require("PIL.Image", "train", "images").Resampling
     size, crop = prepared.size or prepared.crop or embedding.image_size, prepared.crop
     if isinstance(size, int):  # the shorter side, and what is longer is cut
-        scale = size / min(image.size)
-        size, crop = (round(image.size[1] * scale), round(image.size[0] * scale)), crop or embedding.image_size
+        high, wide = (size * side // min(image.size) for side in reversed(image.size))  # rounded down, as all others do
+        size, crop = (high, wide), crop or embedding.image_size
     image = image.resize((size[1], size[0]), sampling.BICUBIC)
     high, wide = crop or size
     left, top = (size[1] - wide) // 2, (size[0] - high) // 2

@@ -100,6 +100,7 @@ def over_tokens(
     *,
     keys: Sequence[str] | None = None,
     title: str = "",
+    named: tuple[str, str] = ("from", "to"),
 ) -> Path:
     """Draws attention between tokens as heat maps: a row for each token that attends, a column for each it attends to.
 
@@ -109,6 +110,7 @@ def over_tokens(
         path: of a .png, .pdf or .svg file, which appears whole or not at all.
         keys: what the columns are called (default: as the rows).
         title: what stands above.
+        named: what stands at the rows and below the columns.
 
     Raises:
         InputError: no maps, or labels that do not fit them.
@@ -137,8 +139,8 @@ def over_tokens(
         here.tick_params(length=0)
         here.spines[:].set_visible(False)
         here.set_title(name, fontsize=LABEL, color=INK)
-        here.set_ylabel("from", fontsize=SMALL, color=QUIET)
-        here.set_xlabel("to", fontsize=SMALL, color=QUIET)
+        here.set_ylabel(named[0], fontsize=SMALL, color=QUIET)
+        here.set_xlabel(named[1], fontsize=SMALL, color=QUIET)
         _bar(figure, drawn, here, "% of attention")
     figure.suptitle(title, fontsize=TITLE, color=INK)
     return write(figure, Path(path))
@@ -214,22 +216,30 @@ def _page(rows: int, columns: int, high: float, wide: float, title: float) -> tu
 
 
 def _draw_over(axes: Any, panel: Panel, shown: Tensor, figure: Any) -> None:
-    # the image below in middle greys, so that the colours above it stay apart
-    axes.imshow(0.3 + 0.5 * _pixels(shown).mean(-1), cmap="gray", vmin=0.0, vmax=1.0, interpolation=_smooth(shown))
-    drawn = axes.imshow(
-        panel.values.detach().float().cpu().numpy() * 100,
-        cmap=COLOURS,
-        vmin=0.0,
-        vmax=panel.top * 100 or 1.0,
-        alpha=0.72,
-        interpolation="bilinear" if min(panel.values.shape) >= 8 else "nearest",
-        extent=(-0.5, shown.shape[1] - 0.5, shown.shape[0] - 0.5, -0.5),
-    )
+    drawn = _overlaid(axes, panel.values * 100, panel.top * 100, shown)
     axes.set_title(panel.title, fontsize=LABEL, color=INK)
-    share = f"{float(panel.values.sum()) * 100:.0f} % on patches"
-    axes.text(0.5, -0.03, share, transform=axes.transAxes, ha="center", va="top", fontsize=SMALL, color=QUIET)
+    _below(axes, f"{float(panel.values.sum()) * 100:.0f} % on patches")
     if panel.bar:
         _bar(figure, drawn, axes, "% per patch")
+
+
+def _overlaid(axes: Any, values: Tensor, top: float, shown: Tensor) -> Any:
+    """Values (rows, columns) from 0 to `top` as colours over an image."""
+    # the image below in middle greys, so that the colours above it stay apart
+    axes.imshow(0.3 + 0.5 * _pixels(shown).mean(-1), cmap="gray", vmin=0.0, vmax=1.0, interpolation=_smooth(shown))
+    return axes.imshow(
+        values.detach().float().cpu().numpy(),
+        cmap=COLOURS,
+        vmin=0.0,
+        vmax=top or 1.0,
+        alpha=0.72,
+        interpolation="bilinear" if min(values.shape) >= 8 else "nearest",
+        extent=(-0.5, shown.shape[1] - 0.5, shown.shape[0] - 0.5, -0.5),
+    )
+
+
+def _below(axes: Any, text: str) -> None:
+    axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=SMALL, color=QUIET)
 
 
 def _frame(axes: Any, patch: tuple[int, int], grid: tuple[int, int], shown: Tensor) -> None:

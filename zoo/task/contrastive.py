@@ -14,7 +14,7 @@ from torch.nn import functional
 from zoo import registry
 from zoo.config import Problem
 from zoo.errors import DataError
-from zoo.task.base import Direction, Step, Task, TaskConfig
+from zoo.task.base import Direction, Step, Task, TaskConfig, with_router_loss
 from zoo.task.gather import gathered
 
 CLIP_SCALE = 100.0
@@ -67,7 +67,8 @@ class Contrastive(Task):
 
         Predictions (images, 1) are for each image the text with the highest score, and targets (images, 1) its own; both
         are places in the batch, or, where several processes train, in that of all of them. With `zero_shot` there are
-        further columns: the class by all phrasings together, and by each of them (in training, of the best text); the label.
+        further columns: the class that the text with the highest score is of; the class by all phrasings together, and by
+        each of them (in training, that of the text again); and as targets the label.
 
         Raises:
             DataError: images and texts are not as many, or one of them is missing.
@@ -90,12 +91,14 @@ class Contrastive(Task):
         found, wanted = scores.detach().argmax(1)[:, None], own[:, None]
         if self.config.zero_shot:
             labels: Tensor = batch["labels"]
-            if model.training or self.prompts is None:  # of what other processes hold, the labels are not known here
-                classes = labels[scores.detach()[:, first : first + len(images)].argmax(1)][:, None].expand(-1, 2)
+            # of what other processes hold, the labels are not known here
+            said = labels[scores.detach()[:, first : first + len(images)].argmax(1)][:, None]
+            if model.training or self.prompts is None:
+                classes = said.expand(-1, 2)
             else:
                 classes = classified(model, self.prompts.to(images.device), images.detach())
-            found, wanted = torch.cat([found, classes], 1), torch.cat([wanted, labels[:, None].expand(-1, 2)], 1)
-        return Step(loss * share, found, wanted)
+            found, wanted = torch.cat([found, said, classes], 1), torch.cat([wanted, labels[:, None].expand(-1, 3)], 1)
+        return Step(with_router_loss(loss * share, output), found, wanted)
 
     def after_step(self, model: nn.Module) -> None:
         """Brings the learned scale back into its bounds."""
@@ -108,15 +111,21 @@ class Contrastive(Task):
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """`recall`: of how many images the own text is the first among those of the batch.
 
-        With `zero_shot` also `accuracy`: how often the class whose sentences together, as the mean of their vectors, fit an
-        image best is the right one; and `phrasing_accuracy`: the same by single sentences, the mean over all phrasings. In
-        training, both are how often the best text of the batch is of the right class.
+        With `zero_shot` also `class_recall`: of how many images the first text of the batch is about their class, be it their
+        own or not, which is what retrieval can reach where many texts say the same; `accuracy`: how often the class whose
+        sentences together, as the mean of their vectors, fit an image best is the right one; and `phrasing_accuracy`: the
+        same by single sentences, the mean over all phrasings. In training, the last two are how often the best text of the
+        batch is of the right class.
         """
         from zoo.task.recall import Recall
 
         return {
             "recall": Recall(0),
-            **({"accuracy": Recall(1), "phrasing_accuracy": Recall(2)} if self.config.zero_shot else {}),
+            **(
+                {"class_recall": Recall(1), "accuracy": Recall(2), "phrasing_accuracy": Recall(3)}
+                if self.config.zero_shot
+                else {}
+            ),
         }
 
 

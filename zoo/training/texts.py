@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from zoo.data.old_tokenizer import OLD, old_tokenizer
 from zoo.data.tokenizer import FILE, FileTokenizer, Tokenizer, make_tokenizer
 from zoo.errors import ConfigError
 from zoo.training.evaluate import checked
@@ -26,9 +27,10 @@ def tokenizer_of(model: Any, source: str | Path, data: Any = None) -> Tokenizer:
         ConfigError: there is none, or it has token ids that the model does not.
         DataError: it cannot be read.
     """
-    embedding = model.config.embedding
+    embedding = _read_by(model)
     if getattr(embedding, "type", None) != "tokens":
-        raise ConfigError(f"{source}: texts need an embedding of type 'tokens', and this is {embedding.type!r}")
+        found = getattr(embedding, "type", "images beside texts")
+        raise ConfigError(f"{source}: texts need an embedding of type 'tokens', and this is {found!r}")
     place = Path(getattr(model.load_report, "place", None) or source)
     folder = place if place.is_dir() else place.parent
     named = getattr(checked("data", data), "tokenizer", None) if data is not None else None
@@ -36,6 +38,8 @@ def tokenizer_of(model: Any, source: str | Path, data: Any = None) -> Tokenizer:
         tokenizer: Tokenizer = FileTokenizer(folder, str(source))
     elif named is not None and (named == "bytes" or "/" in named):
         tokenizer = make_tokenizer(named, str(source))
+    elif all((folder / name).is_file() for name in OLD):
+        tokenizer = old_tokenizer(folder, str(source))
     else:
         raise ConfigError(f"{source}: there is no {FILE} in {folder}, so nothing says what the model's tokens are")
     if tokenizer.vocabulary > embedding.vocabulary:
@@ -50,7 +54,7 @@ def longest(model: Any, length: int | None = None) -> int:
     Raises:
         ConfigError: more than these, or fewer than three.
     """
-    embedding = model.config.embedding
+    embedding = _read_by(model)
     skipped = (embedding.padding or 0) + 1 if embedding.count == "unpadded" else 0
     room = getattr(embedding.position, "length", None)
     if length is not None and (length < 3 or (room is not None and length > room - skipped)):
@@ -65,6 +69,11 @@ def batch_of(texts: Sequence[Sequence[int]], padding: int | None, device: torch.
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     ids = pad_sequence(rows, batch_first=True, padding_value=padding or 0)
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def _read_by(model: Any) -> Any:
+    """The config of the embedding that reads a model's texts: of an encoder-decoder the encoder's."""
+    return getattr(model.config, "encoder", model.config).embedding
 
 
 __all__ = ["batch_of", "longest", "tokenizer_of"]

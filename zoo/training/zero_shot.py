@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.data.tokenizer import Tokenizer
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, InputError, unknown
+from zoo.extras import require
 from zoo.inspect.image import Preparation, example_of, preparation, read_image
 from zoo.model.dual_encoder import unit
 from zoo.training.evaluate import opened
+from zoo.training.image_index import Backend, ImageIndex, fingerprint, index_folder
 from zoo.training.predict import image_files
 from zoo.training.prediction import Prediction, likeliest
 from zoo.training.texts import longest, tokenizer_of
@@ -82,18 +84,25 @@ class Comparer:
         Raises:
             DataError, InputError: one that cannot be read.
         """
-        embedding = self.model.config.vision.embedding
-
-        def read(each: str | Path) -> Tensor:
-            if isinstance(each, Path):
-                return read_image(each, embedding, self.prepared).pixels
-            return example_of(each, self.model.config.vision).pixels
-
         files = image_files(inputs)
         while batch := list(islice(files, size)):
-            with torch.inference_mode():
-                pixels = torch.cat([read(each) for each in batch]).to(self.model.device)
-                yield [str(each) for each in batch], self.model(pixel_values=pixels).image_embeds
+            yield [str(each) for each in batch], self.encoded(batch)
+
+    @torch.inference_mode()
+    def encoded(self, files: Sequence[str | Path]) -> Tensor:
+        """The vectors of image files or test images of data, all at once: (images, size), of length one.
+
+        Raises:
+            DataError, InputError: one that cannot be read.
+        """
+        config = self.model.config.vision
+        read = (
+            read_image(each, config.embedding, self.prepared) if isinstance(each, Path) else example_of(each, config)
+            for each in files
+        )
+        pixels = torch.cat([picture.pixels for picture in read]).to(self.model.device)
+        vectors: Tensor = self.model(pixel_values=pixels).image_embeds
+        return vectors
 
     @torch.inference_mode()
     def scores(self, texts: Tensor, images: Tensor) -> Tensor:
@@ -139,20 +148,62 @@ class Hit(NamedTuple):
     """Of the angle between the vectors of image and text."""
 
 
-def search(source: str | Path, inputs: Sequence[str | Path], text: str, *, top: int = 9) -> list[Hit]:
+def search(
+    source: str | Path,
+    inputs: Sequence[str | Path],
+    text: str,
+    *,
+    top: int = 9,
+    backend: Backend = "matrix",
+    index: str | Path | None = None,
+    keep: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> list[Hit]:
     """The images that fit a text best, the best first.
+
+    The vectors of a folder's images are kept in a file beside it, and only those of new and changed files are made anew
+    (see `zoo.training.image_index`); those of files that are named one by one are made each time.
 
     Args:
         source: a run's folder, or what `zoo.load` takes; a dual encoder.
         inputs: image files and folders of them.
         text: what is looked for.
         top: how many images.
+        backend: `matrix`, or `faiss`, which finds the same.
+        index: the file in which the vectors are kept, where there is one folder (default: beside each folder).
+        keep: whether they are kept at all.
+        tell: is told how far it is.
 
     Raises:
-        ConfigError: the model is no dual encoder.
+        ConfigError: the model is no dual encoder, or there is not one folder for `index`.
         DataError, InputError: an image that cannot be read.
+        MissingExtraError: faiss is not installed.
+        ZooError: `index` cannot be written, or is a file of another kind.
     """
+    if not text.strip():
+        raise InputError("search: the text is empty")
+    if backend not in get_args(Backend):
+        raise unknown("backend", backend, get_args(Backend))
+    if backend == "faiss":
+        require("faiss", "search", "--backend faiss")
+    missing = next((each for each in inputs if not Path(each).exists()), None)
+    if missing is not None:
+        raise InputError(f"{missing}: no such file or folder")
+    folders = [Path(each) for each in inputs if Path(each).is_dir()]
+    if index is not None and (len(folders) != 1 or not keep):
+        what = "nothing is to be kept" if not keep else f"{len(folders)} folders are given"
+        raise ConfigError(f"--index: it is the file of one folder, and {what}")
     comparer = Comparer(source)
-    wanted = comparer.texts([text])[0]
-    found = [Hit(*pair) for names, vectors in comparer.images(inputs) for pair in zip(names, (vectors @ wanted).tolist())]
-    return sorted(found, key=lambda hit: -hit.cosine)[:top]
+    model = fingerprint(comparer.model, comparer.prepared) if folders and keep else ""
+    names: list[str] = []
+    vectors: list[Tensor] = []
+    for each in inputs:
+        if Path(each) in folders and keep:
+            place = None if index is None else Path(index)
+            found = index_folder(Path(each), comparer.encoded, model, place, tell=tell)
+            names, vectors = [*names, *found.names], [*vectors, found.vectors]
+            continue
+        for some, rows in comparer.images([each]):
+            names, vectors = [*names, *some], [*vectors, rows.float().cpu()]
+    whole = ImageIndex(names, torch.cat(vectors), len(names))
+    return [Hit(*hit) for hit in whole.nearest(comparer.texts([text])[0].float().cpu(), top, backend)]
