@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import generation, local_attention, models, pairs, startup, texts
+from benchmarks import generation, local_attention, models, pairs, startup, texts, translation
 from benchmarks.harness import disturbance
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     names = (
         chosen.only.split(",")
         if chosen.only
-        else [*models.BATCH, *texts.JOBS, *pairs.JOBS, *generation.JOBS, *local_attention.JOBS, "startup"]
+        else [*models.BATCH, *texts.JOBS, *pairs.JOBS, *translation.JOBS, *generation.JOBS, *local_attention.JOBS, "startup"]
     )
     for name in names:
         rows = measured(name, chosen.mode.split(","), chosen.dtype.split(","), chosen.rounds)
@@ -49,9 +49,11 @@ def measured(name: str, modes: list[str], dtypes: list[str], rounds: int) -> lis
         return startup.measure(rounds)
     if name in generation.JOBS:
         return [generation.measure(name, rounds)]
+    if name in translation.WRITING:
+        return [translation.writing(name, rounds)]
     if name in local_attention.JOBS:
         return [local_attention.measure(name, mode, rounds) for mode in modes]
-    module: Any = next((each for each in (texts, pairs) if name in each.JOBS), models)
+    module: Any = next((each for each in (texts, pairs, translation) if name in each.JOBS), models)
     return [module.measure(name, mode, dtype == "autocast", rounds) for mode in modes for dtype in dtypes]
 
 

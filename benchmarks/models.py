@@ -18,7 +18,11 @@ BATCH = {"vit-tiny": 8, "vit-base": 2, "swin-tiny": 2}
 TIMM = {"vit-tiny": "vit_tiny_patch16_224", "vit-base": "vit_base_patch16_224", "swin-tiny": "swin_tiny_patch4_window7_224"}
 
 
-SWIN = {"embedding": {"flexible": True, "edges": "pad"}, "stack.block.attention": {"small": "still", "fill": "before-shift"}}
+SWIN = {
+    "embedding": {"flexible": True, "edges": "pad"},
+    "stack.block.attention": {"small": "still", "fill": "before-shift"},
+    "stack.drop_path": 0.0,  # which timm's folder does not tell
+}
 """What Hugging Face's Swin does with images of other sizes, so that ours can be written as one; at this size it is the same."""
 
 

@@ -24,6 +24,7 @@ class LayerCache:
 
     def __init__(self, capacity: int | None = None) -> None:
         self.capacity = capacity
+        self.across: tuple[Tensor, Tensor] | None = None  # keys and values of another sequence, which stay as they are
         self.seen = 0  # tokens that ever came
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._first = self._end = 0  # of what is kept, in the buffers
@@ -79,7 +80,7 @@ class LayerCache:
     @property
     def memory(self) -> int:
         """Bytes taken."""
-        return sum(each.numel() * each.element_size() for each in self._buffers or ())
+        return sum(each.numel() * each.element_size() for each in (*(self._buffers or ()), *(self.across or ())))
 
     def _dropped(self) -> bool:
         return self.seen > self._end - self._first
@@ -150,6 +151,10 @@ class Cache:
         self.layers = [LayerCache(capacity) for _ in range(layers)]
         self.real: Tensor | None = None
         """(batch, tokens), true where a token seen is none of padding; None where all are real."""
+        self.across: Tensor | None = None
+        """(batch / several, 1, 1, others), what may be attended to of another sequence; None where all of it may."""
+        self.several = 1
+        """How many rows, one after another, share a row of the other sequence, as the beams of a text do."""
 
     def __len__(self) -> int:
         """How many tokens of each text have been seen, padding included."""
@@ -172,6 +177,21 @@ class Cache:
         for layer in self.layers:
             layer.change(lambda kept: kept.index_select(0, rows))
         self.real = None if self.real is None else self.real.index_select(0, rows)
+        if self.layers[0].across is not None:
+            self._choose_across(rows, self.layers[0].across[0].shape[0])
+
+    def _choose_across(self, rows: Tensor, number: int) -> None:
+        """What is kept of another sequence is repeated only where rows that share it are not neighbours of equal number."""
+        origin = rows // self.several
+        chosen, counts = origin.unique_consecutive(return_counts=True)
+        even = len(chosen) > 0 and bool((counts == counts[0]).all())
+        chosen, self.several = (chosen, int(counts[0])) if even else (origin, 1)
+        if len(chosen) == number and bool((chosen == torch.arange(number, device=rows.device)).all()):
+            return
+        for layer in self.layers:
+            if layer.across is not None:
+                layer.across = layer.across[0].index_select(0, chosen), layer.across[1].index_select(0, chosen)
+        self.across = None if self.across is None else self.across.index_select(0, chosen)
 
     def crop(self, tokens: int) -> None:
         """Forgets the newest tokens, so that `tokens` have been seen.

@@ -8,6 +8,15 @@ import torch
 from torch import Tensor
 
 
+class Memory(NamedTuple):
+    """The tokens of another sequence, such as an encoder's, that cross-attention looks at."""
+
+    tokens: Tensor | None = None
+    """(batch, others, width); None where each layer's cache has its keys and values already."""
+    mask: Tensor | None = None
+    """What may be attended to of them, as `Layout.mask`: (batch, 1, 1 or tokens, others)."""
+
+
 class Layout(NamedTuple):
     """Built once per forward by the embedding and the model, read by positions, blocks and heads."""
 
@@ -47,6 +56,11 @@ class Layout(NamedTuple):
     windows: Any = None
     """How a layer cuts the grid into windows (`zoo.kernel.Windows`), for the attention of that layer; None elsewhere."""
 
+    position: Any = None
+    """The position that all attention of a stack shares, where the stack has one; of the stack's layers only."""
+    memory: Memory | None = None
+    """What cross-attention looks at; None where there is no other sequence."""
+
     def places(self, tokens: int, device: Any) -> Tensor:
         """The place of each token in its text: (batch or 1, tokens), whole numbers."""
         if self.positions is not None:
@@ -64,3 +78,9 @@ class Layout(NamedTuple):
             if self.shared is not None:
                 self.shared["allowed"] = known
         return known
+
+    def across(self, memory: Memory) -> Layout:
+        """The layout of attention to another sequence: what is masked is that sequence, whose tokens have places of its own."""
+        return self._replace(
+            mask=memory.mask, cache=None, texts=None, lengths=None, real=None, global_tokens=None, position=None, memory=None
+        )

@@ -49,6 +49,14 @@ class TransformerOutput(NamedTuple):
     """The tokens before the first and after each block, before the final norm; (batch, tokens, width) each."""
     attentions: tuple[Tensor, ...] | None = None
     """The attention weights of the layers; (batch, heads, tokens, tokens) each."""
+    router_logits: tuple[Tensor, ...] | None = None
+    """The scores by which the layers that have experts chose them; (batch x tokens, experts) each."""
+    aux_loss: Tensor | None = None
+    """How unevenly experts were chosen, a scalar (`zoo.model.routing.balance_loss`); padding does not count."""
+    router_loss: Tensor | None = None
+    """What the routers add to the loss in training, a scalar; their configs say how much of what."""
+    cross_attentions: tuple[Tensor, ...] | None = None
+    """And those to the tokens of another sequence, where blocks attend to one; (batch, heads, tokens, others) each."""
 
 
 class DualEncoderOutput(NamedTuple):
@@ -70,3 +78,26 @@ class DualEncoderOutput(NamedTuple):
     """What the text tower gave; its `pooler_output` is the projected vector, of any length."""
     vision_model_output: TransformerOutput | None = None
     """What the image tower gave, alike."""
+
+
+class EncoderDecoderOutput(NamedTuple):
+    """The output of an encoder-decoder; what its head does not give, or nobody asked for, is None."""
+
+    logits: Tensor | None = None
+    """(batch, tokens, vocabulary): at each token of the decoder, the scores of the next one."""
+    last_hidden_state: Tensor | None = None
+    """(batch, tokens, width): the decoder's tokens, after its final norm."""
+    past_key_values: Any = None
+    """The decoder's keys and values of all tokens so far, and those of the encoder's tokens (`zoo.cache.Cache`)."""
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    """The decoder's tokens before the first and after each block, before the final norm; (batch, tokens, width) each."""
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    """The weights of its attention to itself; (batch, heads, tokens, tokens) each."""
+    cross_attentions: tuple[Tensor, ...] | None = None
+    """The weights of its attention to the encoder's tokens; (batch, heads, tokens, others) each."""
+    encoder_last_hidden_state: Tensor | None = None
+    """(batch, others, width): the encoder's tokens, after its final norm."""
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    """The encoder's tokens before the first and after each block; (batch, others, width) each."""
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    """The weights of its attention; (batch, heads, others, others) each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 
 import pytest
 import torch
@@ -238,3 +239,46 @@ def test_small_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None
             for _ in range(3):
                 layer(x)
     assert layer.prepared.weight is not None
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_projections_are_learned_together_under_autocast(bias: bool) -> None:
+    layers = [kernel.Linear(24, size, bias) for size in (24, 8, 8)]
+    x = torch.randn(2, 5, 24, requires_grad=True)
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    found, products = [], []
+    for plain in (False, True):
+        with (
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen,
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            with kernel.plain() if plain else torch.enable_grad():
+                parts = kernel.project(x, *layers)
+            loss = sum((part.float() * torch.linspace(-1, 1, part.numel()).view(part.shape)).sum() for part in parts)
+            found.append([*parts, *torch.autograd.grad(loss, [x, *parameters])])
+        products.append(sum(event.count for event in seen.key_averages() if event.key in ("aten::mm", "aten::addmm")))
+    assert products == [3, 9]
+    for mine, exact in zip(*found):
+        assert mine.dtype == exact.dtype and (mine - exact).abs().max() <= 2e-2 * exact.abs().max()
+
+
+@needs_packing
+def test_a_large_table_is_laid_out_once_for_a_caller_that_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["zoo.kernel.linear"], "TABLE", 2**20)
+    made = []
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *given: made.append(given) or reorder(*given))
+    table, x = torch.randn(4096, 256), torch.randn(4, 1, 256)
+    expected = F.linear(x, table)
+    with torch.no_grad():
+        for _ in range(12):
+            close(kernel.linear(x, table), expected)
+        assert not made
+        with kernel.repeated():
+            for _ in range(12):
+                close(kernel.linear(x, table), expected)
+            assert len(made) == 1
+            close(kernel.linear(x[:3], table), expected[:3])
+        table.mul_(2)
+        with kernel.repeated():
+            close(kernel.linear(x, table), 2 * expected)

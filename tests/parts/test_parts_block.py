@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import zoo
 from zoo.errors import ConfigError
-from zoo.layout import Layout
+from zoo.layout import Layout, Memory
 
 Model = Callable[..., Any]
 
@@ -77,7 +77,7 @@ def test_attention_to_another_sequence(model_of: Model) -> None:
         p(t).unflatten(-1, (3, 8)).transpose(1, 2) for p, t in ((layer.query, x), (layer.key, memory), (layer.value, memory))
     )
     expected = layer.output(((query @ key.mT / math.sqrt(8)).softmax(-1) @ value).transpose(1, 2).flatten(2))
-    close(layer(x, Layout(), memory=memory)[0], expected)
+    close(layer(x, Layout(), memory=Memory(memory))[0], expected)
 
 
 @pytest.mark.parametrize("order", ["pre", "post", "branch"])

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from zoo import kernel
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import PositiveInt, Probability
-from zoo.layout import Layout
+from zoo.errors import InputError
+from zoo.layout import Layout, Memory
 from zoo.registry import make
 
 
@@ -62,6 +63,7 @@ class AttentionConfig(Config):
                 yield ("position",), f"{kind!r} knows places within windows only; use attention 'window', or position: none"
             else:
                 context |= {"head_size": self.head_size or max(width // self.heads, 1), "heads": self.heads}
+                context["causal"] = self.causal
                 yield from within("position", self.position.problems(width=width, **context))
 
 
@@ -101,6 +103,10 @@ class Attention(nn.Module):
     skips_padding: ClassVar[bool] = False
     """Whether `attend` reads `layout.lengths`, so that texts of one row do not see each other."""
 
+    window: Any
+    across: ClassVar[bool] = False
+    """Whether it can attend to the tokens of another sequence."""
+
     def __init__(self, config: AttentionConfig, *, width: int) -> None:
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
@@ -113,32 +119,31 @@ class Attention(nn.Module):
         self.value = kernel.Linear(width, kv_inner, config.bias)
         self.query_norm = make(config.qk_norm, width=self.head_size)
         self.key_norm = make(config.qk_norm, width=self.head_size)
-        known = {"head_size": self.head_size, "heads": self.heads, "window": getattr(config, "window", None)}
-        wanted = getattr(config.position, "context", ("head_size", "heads"))
-        self.position = make(config.position, **{name: known[name] for name in wanted})
+        self.window = getattr(config, "window", None)
+        self.position = self.make_position(config.position)
         self.pattern = HookPoint()
         self.output_norm = make(config.output_norm, width=inner)
         self.output = kernel.Linear(inner, width, config.output_bias)
 
     def forward(
-        self, x: Tensor, layout: Layout, *, memory: Tensor | None = None, weights: bool = False
+        self, x: Tensor, layout: Layout, *, memory: Memory | None = None, weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends from `x` (batch, tokens, width) to itself, or to `memory` (batch, others, width).
+        """Attends from `x` (batch, tokens, width) to itself, or to the tokens of a `memory`.
 
         Returns:
             The output (batch, tokens, width) and, if asked for, the attention weights
             (batch, heads, tokens, others) as they are before dropout.
         """
-        if memory is None:
-            query, key, value = kernel.project(x, self.query, self.key, self.value)
+        if memory is not None:
+            mixed, seen = self._across(x, layout, memory, weights)
         else:
-            (query,), (key, value) = kernel.project(x, self.query), kernel.project(memory, self.key, self.value)
-        query, key, value = (self._split(each) for each in (query, key, value))
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        if self.position is not None:
-            query, key = self.position.turned(query, key, layout)
-        mixed, seen = self.attend(query, key, value, layout, weights)
+            query, key, value = map(self._split, kernel.project(x, self.query, self.key, self.value))
+            if self.query_norm is not None and self.key_norm is not None:
+                query, key = self.query_norm(query), self.key_norm(key)
+            position = self.position_in(layout)
+            if position is not None:
+                query, key = position.turned(query, key, layout)
+            mixed, seen = self.attend(query, key, value, layout, weights)
         joined = mixed.transpose(1, 2).flatten(2)
         if self.output_norm is not None:
             joined = self.output_norm(joined)
@@ -150,6 +155,49 @@ class Attention(nn.Module):
         A part that can decode hands its keys and values to `layout.cache`, which gives those of earlier tokens with them.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say who attends to whom")
+
+    def make_position(self, config: Any) -> Any:
+        """A position's module for this attention, or for all of a stack that are like it."""
+        known = {"head_size": self.head_size, "heads": self.heads, "window": self.window, "causal": self.causal}
+        return make(config, **{name: known[name] for name in getattr(config, "context", ("head_size", "heads"))})
+
+    def position_in(self, layout: Layout) -> Any:
+        """The attention's own position, or the one that its stack shares among all layers."""
+        return layout.position if self.position is None else self.position
+
+    def _across(self, x: Tensor, layout: Layout, memory: Memory, weights: bool) -> tuple[Tensor, Tensor | None]:
+        """What `x` finds in another sequence.
+
+        In decoding its keys and values are computed once. Several rows may share a row of the memory, as the beams of a text
+        do; their queries are then as many tokens of one row, so that its keys are read once for all.
+        """
+        query = self._split(kernel.project(x, self.query)[0])
+        query = query if self.query_norm is None else self.query_norm(query)
+        key, value = self._remembered(memory, layout)
+        rows, tokens = query.shape[0], query.shape[2]
+        several = rows // key.shape[0]
+        if several > 1 and (weights or self.pattern.watched):
+            key, value = (each.repeat_interleave(several, 0) for each in (key, value))
+            memory = memory._replace(mask=None if memory.mask is None else memory.mask.repeat_interleave(several, 0))
+        elif several > 1:
+            query = query.unflatten(0, (-1, several)).transpose(1, 2).flatten(2, 3)
+        mixed, seen = self.attend(query, key, value, layout.across(memory), weights)
+        if mixed.shape[0] < rows:
+            mixed = mixed.unflatten(2, (several, tokens)).transpose(1, 2).flatten(0, 1)
+        return mixed, seen
+
+    def _remembered(self, memory: Memory, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The keys and values of a memory: (batch, key heads, others, head_size) each."""
+        if layout.cache is not None and layout.cache.across is not None:
+            kept: tuple[Tensor, Tensor] = layout.cache.across
+            return kept
+        if memory.tokens is None:
+            raise InputError("encoder_hidden_states: neither given nor kept by an earlier call")
+        key, value = map(self._split, kernel.project(memory.tokens, self.key, self.value))
+        key = key if self.key_norm is None else self.key_norm(key)
+        if layout.cache is not None:
+            layout.cache.across = key, value = key.contiguous(), value.contiguous()
+        return key, value
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from zoo import kernel
@@ -30,6 +29,7 @@ class FullAttention(Attention):
         type: Literal["full"] = "full"
 
     skips_padding: ClassVar[bool] = True
+    across: ClassVar[bool] = True
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
         if layout.mask is not None and layout.mask.shape[1] not in (1, query.shape[1]):
@@ -50,15 +50,18 @@ class FullAttention(Attention):
     def _scored(self, layout: Layout, query: Tensor, keys: int) -> Tensor | None:
         """What each token may attend to, with what relative positions add to its scores; made once for equal layers."""
         mask = layout.allowed()
-        if self.position is None or not self.position.relative:
+        position = self.position_in(layout)
+        if position is None or not position.relative:
             return mask
-        name = ("bias", self.position.identity)
+        name = ("bias", position.identity)
         known: Tensor | None = None if layout.shared is None or name[1] is None else layout.shared.get(name)
         if known is None:
-            key_at = torch.arange(keys, device=query.device)[None]
-            known = self.position.bias(key_at[:, keys - query.shape[2] :], key_at).to(query.dtype)
+            key_at = position.key_places(layout, keys, query.device)
+            known = position.bias(key_at[:, keys - query.shape[2] :], key_at).to(query.dtype)
             if mask is not None:
                 known = known + mask if mask.is_floating_point() else known.masked_fill(~mask, -math.inf)
-            if layout.shared is not None and name[1] is not None:
+            # what is learned is made anew by each block that the backward pass computes again
+            again = known.requires_grad and layout.shared is not None and "again" in layout.shared
+            if layout.shared is not None and name[1] is not None and not again:
                 layout.shared[name] = known
         return known

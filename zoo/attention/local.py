@@ -16,7 +16,7 @@ from zoo.config import Problem
 from zoo.errors import InputError
 from zoo.kernel.local_band import picked, taken
 from zoo.kernel.weights import attention_weights, mixed
-from zoo.layout import Layout
+from zoo.layout import Layout, Memory
 from zoo.registry import part
 
 
@@ -68,6 +68,8 @@ class LocalAttention(Attention):
                 yield ("global_projections",), "they know no positions that act inside of attention; leave `position` out"
             if self.global_tokens and part("position", getattr(self.position, "type")).relative:
                 yield ("global_tokens",), f"{getattr(self.position, 'type')!r} positions do not reach beyond the window; use 0"
+            if getattr(self.position, "count", "all") != "all":
+                yield ("position", "count"), "local attention numbers all tokens of a row; use all"
 
     sharding: ClassVar[dict[str, str]] = {
         **Attention.sharding,
@@ -91,7 +93,7 @@ class LocalAttention(Attention):
         self.global_value = kernel.Linear(width, kv_inner, config.bias) if own else None
 
     def forward(
-        self, x: Tensor, layout: Layout, *, memory: Tensor | None = None, weights: bool = False
+        self, x: Tensor, layout: Layout, *, memory: Memory | None = None, weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         if memory is not None:
             raise InputError("local attention: the tokens of another sequence are no neighbours; use 'full'")
@@ -102,7 +104,8 @@ class LocalAttention(Attention):
             raise InputError(f"attention_mask: for {layout.mask.shape[1]} heads, but there are {query.shape[1]}")
         rows: GlobalRows | None = layout.global_tokens
         mask, texts = layout.mask, layout.texts
-        relative = self.position is not None and self.position.relative
+        position = self.position_in(layout)
+        relative = position is not None and position.relative
         if relative and rows is not None:
             raise InputError("global_attention_mask: relative positions do not reach beyond the window")
         if layout.cache is not None:
@@ -112,11 +115,11 @@ class LocalAttention(Attention):
             mask = None if mask is None else mask[..., mask.shape[-1] - key.shape[2] :]
         dropout = self.dropout if self.training else 0.0
         if weights or self.pattern.watched or (rows is not None and rows.tokens is None):
-            found, seen = self._dense(query, key, value, (mask, texts), rows, dropout, weights)
+            found, seen = self._dense(query, key, value, (mask, texts), rows, position, dropout, weights)
         else:
             found, seen = kernel.local_attention(
                 query, key, value, window=self.window, causal=self.causal, mask=mask, texts=texts,
-                bias=self.position.bias if relative else None, global_tokens=None if rows is None else rows.tokens,
+                bias=position.bias if relative else None, global_tokens=None if rows is None else rows.tokens,
                 scale=self.scale, dropout=dropout,
             ), None  # fmt: skip
             if rows is not None:
@@ -188,10 +191,18 @@ class LocalAttention(Attention):
         return mask.masked_fill(closed[:, None], -math.inf)
 
     def _dense(
-        self, query: Tensor, key: Tensor, value: Tensor, allowed: Any, rows: GlobalRows | None, dropout: float, weights: bool
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        allowed: Any,
+        rows: GlobalRows | None,
+        position: Any,
+        dropout: float,
+        weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """The same by weights of all pairs of tokens, for those who look at them, or where nobody can count global tokens."""
-        options: dict[str, Any] = {"mask": self._all_pairs(query, key.shape[2], allowed, rows), "scale": self.scale}
+        options: dict[str, Any] = {"mask": self._all_pairs(query, key.shape[2], allowed, rows, position), "scale": self.scale}
         watched = weights or self.pattern.watched
         pattern = attention_weights(query, key, **options) if watched else None
         own = None
@@ -214,7 +225,7 @@ class LocalAttention(Attention):
             found = torch.where(is_global, mixed(pattern, own_value, dropout), found)
         return found, pattern if weights else None
 
-    def _all_pairs(self, query: Tensor, keys: int, allowed: Any, rows: GlobalRows | None) -> Tensor:
+    def _all_pairs(self, query: Tensor, keys: int, allowed: Any, rows: GlobalRows | None, position: Any) -> Tensor:
         """Which token may attend to which, or what is added to the scores."""
         mask, texts = allowed
         key_at = torch.arange(keys, device=query.device)
@@ -229,7 +240,7 @@ class LocalAttention(Attention):
             near = near & (texts[:, None, :, None] == texts[:, None, None, :])
         if mask is not None:
             near = near & mask if mask.dtype == torch.bool else mask.masked_fill(~near, -math.inf)
-        if self.position is None or not self.position.relative:
+        if position is None or not position.relative:
             return near
-        bias = self.position.bias(query_at[None], key_at[None]).to(query.dtype)
+        bias = position.bias(query_at[None], key_at[None]).to(query.dtype)
         return bias.masked_fill(~near, -math.inf) if near.dtype == torch.bool else bias + near

@@ -16,7 +16,7 @@ from zoo.config import Problem
 from zoo.config.base import Pair
 from zoo.errors import InputError
 from zoo.kernel.weights import attention_weights, mixed
-from zoo.layout import Layout
+from zoo.layout import Layout, Memory
 
 
 class WindowAttention(Attention):
@@ -72,7 +72,7 @@ class WindowAttention(Attention):
         self.config = config
 
     def forward(
-        self, x: Tensor, layout: Layout, *, memory: Tensor | None = None, weights: bool = False
+        self, x: Tensor, layout: Layout, *, memory: Memory | None = None, weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Attends from `x` (batch, tokens, width) to itself.
 

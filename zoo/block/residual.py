@@ -12,8 +12,9 @@ from zoo.block.base import BlockConfig
 from zoo.block.drop_path import DropPath
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import Probability
+from zoo.errors import InputError
 from zoo.layout import Layout
-from zoo.registry import make
+from zoo.registry import make, part
 
 
 class ResidualBlock(nn.Module):
@@ -39,6 +40,8 @@ class ResidualBlock(nn.Module):
         """In parallel order: both branches read the same normed tokens, so that there is one norm instead of two."""
         attention: Annotated[Config, Slot("attention", default="full")]
         """The attention."""
+        cross_attention: Annotated[Config | None, Slot("attention", default="full", optional=True)] = None
+        """Attention to the tokens of another sequence, such as an encoder's, between the other two; it has a norm too."""
         feedforward: Annotated[Config, Slot("feedforward", default="mlp")]
         """The feed-forward."""
         dropout: Probability = 0.0
@@ -53,7 +56,22 @@ class ResidualBlock(nn.Module):
                 yield ("shared_norm",), f"the branches of order {self.order!r} read different tokens; only 'parallel' can share"
             yield from within("norm", self.norm.problems(width=width, **context))
             yield from within("attention", self.attention.problems(width=width, **context))
+            yield from within("cross_attention", self._across(width, context))
             yield from within("feedforward", self.feedforward.problems(width=width, **context))
+
+        def _across(self, width: int, context: dict[str, Any]) -> Iterator[Problem]:
+            across: Any = self.cross_attention
+            if across is None:
+                return
+            if self.order == "parallel":
+                yield (), "in parallel order there is no place between the attention and the feed-forward"
+            if not part("attention", across.type).across:
+                yield ("type",), f"{across.type!r} attends to its own tokens only; use 'full'"
+            if across.causal:
+                yield ("causal",), "the tokens of another sequence are neither before nor behind; use false"
+            if across.position is not None:
+                yield ("position",), "the tokens of another sequence have places of their own; use none"
+            yield from across.problems(width=width, **context)
 
     def __init__(self, config: Config, *, width: int, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -61,6 +79,11 @@ class ResidualBlock(nn.Module):
         self.attention_norm = make(config.norm, width=width)
         self.attention = make(config.attention, width=width)
         self.attention_scale = None if config.layer_scale is None else LayerScale(width, config.layer_scale)
+        across = config.cross_attention
+        self.cross_attention_norm = None if across is None else make(config.norm, width=width)
+        self.cross_attention = make(across, width=width)
+        scaled = across is not None and config.layer_scale is not None
+        self.cross_attention_scale = LayerScale(width, config.layer_scale or 0.0) if scaled else None
         self.feedforward_norm = None if config.shared_norm else make(config.norm, width=width)
         self.feedforward = make(config.feedforward, width=width)
         self.feedforward_scale = None if config.layer_scale is None else LayerScale(width, config.layer_scale)
@@ -69,32 +92,52 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, layout: Layout, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The tokens after this block and, if asked for, the attention weights (batch, heads, tokens, tokens)."""
+    def forward(self, x: Tensor, layout: Layout, *, weights: bool = False) -> tuple[Tensor, Any]:
+        """The tokens after this block and, if asked for, the attention weights (batch, heads, tokens, tokens).
+
+        A block with cross-attention gives a pair of them: also those to the other sequence, (batch, heads, tokens, others).
+        """
         if self.order == "parallel":
             return self._parallel(x, layout, weights)
         assert self.feedforward_norm is not None
         mixed, seen = self.attention(self._before(x, self.attention_norm), layout, weights=weights)
         x = self._add(x, self.attention_dropout(mixed), self.attention_scale, self.attention_norm)
-        changed = self.feedforward(self._before(x, self.feedforward_norm))
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            x, found = self._look_across(x, layout, weights)
+            seen = (seen, found) if weights else None
+        changed = self._fed(self._before(x, self.feedforward_norm), layout)
         return self._add(x, self.dropout(changed), self.feedforward_scale, self.feedforward_norm), seen
+
+    def _look_across(self, x: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
+        if layout.memory is None:
+            raise InputError("encoder_hidden_states: missing; the blocks of this model attend to another sequence")
+        norm = self.cross_attention_norm
+        mixed, seen = self.cross_attention(self._before(x, norm), layout, memory=layout.memory, weights=weights)
+        return self._add(x, self.attention_dropout(mixed), self.cross_attention_scale, norm), seen
 
     def _parallel(self, x: Tensor, layout: Layout, weights: bool) -> tuple[Tensor, Tensor | None]:
         normed = self.attention_norm(x)
         mixed, seen = self.attention(normed, layout, weights=weights)
-        changed = self.feedforward(normed if self.feedforward_norm is None else self.feedforward_norm(x))
+        changed = self._fed(normed if self.feedforward_norm is None else self.feedforward_norm(x), layout)
         x = x + self._scaled(self.attention_dropout(mixed), self.attention_scale)
         return x + self._scaled(self.dropout(changed), self.feedforward_scale), seen
 
-    def _before(self, x: Tensor, norm: nn.Module) -> Tensor:
+    def _fed(self, x: Tensor, layout: Layout) -> Tensor:
+        """What the feed-forward makes of each token; one that treats padding or texts apart is told of them."""
+        given = (x, layout) if getattr(self.feedforward, "reads_layout", False) else (x,)
+        changed: Tensor = self.feedforward(*given)
+        return changed
+
+    def _before(self, x: Tensor, norm: Any) -> Tensor:
         normed: Tensor = norm(x) if self.order == "pre" else x
         return normed
 
-    def _add(self, x: Tensor, branch: Tensor, scale: nn.Module | None, norm: nn.Module) -> Tensor:
+    def _add(self, x: Tensor, branch: Tensor, scale: nn.Module | None, norm: Any) -> Tensor:
         if self.order == "branch":
             branch = norm(branch)
         x = x + self._scaled(branch, scale)
-        return norm(x) if self.order == "post" else x
+        y: Tensor = norm(x) if self.order == "post" else x
+        return y
 
     def _scaled(self, branch: Tensor, scale: nn.Module | None) -> Tensor:
         dropped: Tensor = self.drop_path(branch if scale is None else scale(branch))

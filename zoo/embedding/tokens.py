@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -42,6 +43,8 @@ class TokenEmbedding(nn.Module):
         count: Literal["all", "unpadded"] = "all"
         """How positions are numbered: all tokens from 0, or those that are not `padding` from `padding` + 1 on, and
         padding itself has the position `padding` (RoBERTa)."""
+        scale: Annotated[float, Field(gt=0)] | None = None
+        """What the vectors of tokens are multiplied by, such as width^0.5 in the first transformer (default: nothing)."""
         position: Annotated[Config | None, Slot("position", default="learned", optional=True)] = None
         """What tells tokens apart by their place."""
         norm: Annotated[Config | None, Slot("norm", default="layer-norm", optional=True)] = None
@@ -77,10 +80,10 @@ class TokenEmbedding(nn.Module):
     continues: ClassVar[bool] = True
     """Whether it can embed tokens that follow others (`past`)."""
 
-    def __init__(self, config: Config, *, width: int) -> None:
+    def __init__(self, config: Config, *, width: int, own_table: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.table = nn.Parameter(torch.empty(config.vocabulary, width))
+        self.table = nn.Parameter(torch.empty(config.vocabulary, width)) if own_table else None
         self.segment = nn.Parameter(torch.empty(config.segments, width)) if config.segments else None
         unused = {"padding": config.padding} if config.count == "unpadded" else {}
         self.position = make(config.position, width=width, length=getattr(config.position, "length", None), **unused)
@@ -94,6 +97,7 @@ class TokenEmbedding(nn.Module):
         position_ids: Tensor | None = None,
         sequence_ids: Tensor | None = None,
         past: int = 0,
+        table: Tensor | None = None,
     ) -> tuple[Tensor, Layout]:
         """Embeds a batch of texts.
 
@@ -104,6 +108,7 @@ class TokenEmbedding(nn.Module):
             sequence_ids: (batch, tokens), where rows hold several texts: which text each token belongs to. Positions
                 then start anew with each text, and no token attends to another text.
             past: how many tokens of each text came before these.
+            table: (vocabulary, width), another embedding's vectors of tokens, where this one has none of its own.
 
         Raises:
             InputError: a shape, a type or a number that does not fit.
@@ -120,12 +125,16 @@ class TokenEmbedding(nn.Module):
                 each.flatten(0, 1) if each is not None and each.ndim == 3 else each for each in (ids, segments, given, texts)
             )
         positions = self._positions(ids, texts, past) if given is None else given
-        layout = Layout(positions=positions, texts=texts, choices=choices, ids=ids, past=past, table=self.table)
-        x = functional.embedding(ids, self.table, padding_idx=self.config.padding)  # which gets no gradient
+        table = self.table if table is None else table
+        if table is None:
+            raise InputError("these tokens have the vectors of another embedding, which are missing; call the whole model")
+        layout = Layout(positions=positions, texts=texts, choices=choices, ids=ids, past=past, table=table)
+        x = functional.embedding(ids, table, padding_idx=self.config.padding)  # which gets no gradient
+        x = x if self.config.scale is None else x * self.config.scale
         if self.segment is not None:
             x = x + (self.segment[0] if segments is None else functional.embedding(segments, self.segment))
         elif among_tokens and segments is not None:
-            x = x + functional.embedding(segments, self.table, padding_idx=self.config.padding)
+            x = x + functional.embedding(segments, table, padding_idx=self.config.padding)
         if self.position is not None:
             x = self.position(x, layout)
         if self.norm is not None:
@@ -133,7 +142,8 @@ class TokenEmbedding(nn.Module):
         return self.dropout(x), layout
 
     def initialize(self, init: Any) -> None:
-        init.table(self.table, self.config.padding)
+        if self.table is not None:
+            init.table(self.table, self.config.padding)
         if self.segment is not None:
             init.table(self.segment, None)
 

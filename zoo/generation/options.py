@@ -30,6 +30,8 @@ class GenerationOptions(Config):
     """The same with the prompt counted in, its padding too."""
     min_new_tokens: Count = 0
     """No `eos_token_id` is chosen before so many tokens."""
+    min_length: Count = 0
+    """The same with the prompt counted in."""
     do_sample: bool = False
     """Whether tokens are drawn by their probabilities; otherwise the likeliest one is taken."""
     temperature: Positive = 1.0
@@ -49,6 +51,14 @@ class GenerationOptions(Config):
     negative (Keskar et al. 2019, https://arxiv.org/abs/1909.05858)."""
     no_repeat_ngram_size: Count = 0
     """No run of so many tokens comes twice, the prompt counted in; 0 allows all."""
+    bad_words_ids: Annotated[list[Annotated[list[Count], Field(min_length=1)]], Field(min_length=1)] | None = None
+    """Runs of tokens that must not come; what would complete one is ruled out."""
+    forced_bos_token_id: Count | None = None
+    """The token that comes first behind a single one, such as the language to be written in."""
+    forced_eos_token_id: Count | None = None
+    """The token that comes last where a text becomes as long as it may."""
+    suppress_tokens: Annotated[list[Count], Field(min_length=1)] | None = None
+    """Tokens that are never chosen."""
     num_beams: PositiveInt = 1
     """How many continuations of each prompt are followed at once."""
     length_penalty: float = 1.0
@@ -122,6 +132,11 @@ def _contradictions(options: GenerationOptions, tools: Mapping[str, Any]) -> Ite
     beams = options.num_beams
     if options.max_new_tokens is not None and options.max_length is not None:
         yield ("max_length",), "say either this or max_new_tokens"
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        if getattr(options, name) in (options.suppress_tokens or ()):
+            yield (name,), f"{getattr(options, name)} is one of suppress_tokens, so that no token would be left"
+    if options.min_new_tokens and options.min_length:
+        yield ("min_length",), "say either this or min_new_tokens"
     if options.min_new_tokens > (options.max_new_tokens or options.min_new_tokens):
         yield ("min_new_tokens",), f"{options.min_new_tokens} is more than max_new_tokens, {options.max_new_tokens}"
     if options.do_sample and beams > 1:

@@ -19,6 +19,7 @@ from zoo.generation.output import GenerateOutput
 from zoo.generation.prompt import Prompt, prompt_of
 from zoo.generation.sampling import Kept, chances, decode
 from zoo.generation.scores import processors_of
+from zoo.generation.source import Source, SourceSteps
 from zoo.generation.steps import Steps
 from zoo.generation.stopping import Stop, filling
 
@@ -26,6 +27,11 @@ ARGUMENTS = (
     "input_ids", "attention_mask", "position_ids", "past_key_values", "logits_processor", "tokenizer", "streamer", "generator",
 )  # fmt: skip
 """What `generate` takes beside the options."""
+SOURCE_ARGUMENTS = (
+    "input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask", "encoder_outputs", "past_key_values",
+    "logits_processor", "tokenizer", "streamer", "generator", "decoder_start_token_id",
+)  # fmt: skip
+"""The same of a model that writes from a source."""
 
 
 def generate(
@@ -40,9 +46,15 @@ def generate(
     streamer: Any = None,
     generator: torch.Generator | None = None,
     given: Mapping[str, Any],
+    source: Source | None = None,
 ) -> Tensor | GenerateOutput:
-    """See `zoo.model.base.Model.generate`; `given` are the options."""
-    options = options_of(given, ARGUMENTS, {"tokenizer": tokenizer, "streamer": streamer, "generator": generator})
+    """See `zoo.model.base.Model.generate`; `given` are the options.
+
+    Args:
+        source: what a decoder's texts are written from; `model` is the decoder then.
+    """
+    arguments = ARGUMENTS if source is None else SOURCE_ARGUMENTS
+    options = options_of(given, arguments, {"tokenizer": tokenizer, "streamer": streamer, "generator": generator})
     if options.strings and not callable(getattr(tokenizer, "decode", None)):
         raise InputError(f"tokenizer: expected something that can decode token ids, got {type(tokenizer).__name__}")
     if past_key_values is not None and not isinstance(past_key_values, Cache):
@@ -50,8 +62,10 @@ def generate(
     prompt = prompt_of(model, input_ids, attention_mask, position_ids, past_key_values, options)
     # what comes back may be used where gradients are recorded, which tensors of inference mode may not
     lasting = options.return_dict_in_generate or past_key_values is not None
-    with torch.no_grad() if lasting else torch.inference_mode(), _evaluating(model), kernel.repeated():
-        found = _decoded(model, prompt, options, past_key_values, list(logits_processor or ()), tokenizer, streamer, generator)
+    whole = model if source is None else source.model
+    with torch.no_grad() if lasting else torch.inference_mode(), _evaluating(whole), kernel.repeated():
+        own = list(logits_processor or ())
+        found = _decoded(model, prompt, options, past_key_values, own, tokenizer, streamer, generator, source)
     return found if options.return_dict_in_generate else found.sequences.clone()
 
 
@@ -64,6 +78,7 @@ def _decoded(
     tokenizer: Any,
     streamer: Any,
     generator: torch.Generator | None,
+    source: Source | None,
 ) -> GenerateOutput:
     beams, samples = options.num_beams > 1, options.num_return_sequences
     several = len(prompt.ids) * (options.num_beams if beams else samples)
@@ -72,10 +87,14 @@ def _decoded(
     chance = chances(options, several, prompt.new, generator, prompt.ids.device)
     if past is not None and several > len(prompt.ids):
         past = copy.deepcopy(past)  # its rows are multiplied, which is not for the caller to see
-    steps = Steps(model, model.new_cache(start + prompt.new - 1) if past is None else past)
+    cache = model.new_cache(start + prompt.new - 1) if past is None else past
+    if source is None:
+        steps = Steps(model, cache)
+    else:
+        steps = SourceSteps(model, cache, source.read(), source.table)
     put = _put(streamer, prompt.ids)
     scores = steps.read(prompt, options.prefill_chunk_size)
-    processors = processors_of(options, start, prompt.real, own)
+    processors = processors_of(options, start, prompt.real, own, start + prompt.new)
     stop = Stop(options, tokenizer, prompt.ids.device)
     ids = prompt.ids
     if not beams and samples > 1:
@@ -83,6 +102,8 @@ def _decoded(
         ids, scores = ids[rows], scores[rows]
         steps.choose(rows)
         processors.choose(rows)
+    if beams and not fill and options.ends:
+        fill = options.ends[0]  # beams that padding of number 0 would fill up are filled so by transformers
     tokens = torch.nn.functional.pad(ids, (0, prompt.new), value=fill or 0)
     kept = Kept([] if options.output_scores else None, [] if options.output_logits else None)
     drops = not options.return_dict_in_generate and not own and past is None

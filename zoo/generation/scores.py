@@ -36,21 +36,32 @@ class Processors:
                 process.choose(rows)
 
 
-def processors_of(options: GenerationOptions, prompt: int, real: Tensor | None, own: Sequence[Processor] = ()) -> Processors:
+def processors_of(
+    options: GenerationOptions, prompt: int, real: Tensor | None, own: Sequence[Processor] = (), longest: int = 0
+) -> Processors:
     """What the options ask for.
 
     Args:
         prompt: how many tokens the prompt has.
         real: (rows, tokens), true where a token of the prompt is none of padding.
         own: a user's own ones, which come before those that choose among likely tokens.
+        longest: how many tokens a text may have, the prompt counted in.
     """
     each: list[Processor] = []
     if options.repetition_penalty != 1:
         each.append(RepetitionPenalty(options.repetition_penalty, real))
     if options.no_repeat_ngram_size:
         each.append(NoRepeat(options.no_repeat_ngram_size))
-    if options.min_new_tokens and options.ends:
-        each.append(NoEnd(prompt + options.min_new_tokens, options.ends))
+    if options.bad_words_ids:
+        each.append(NoWords(options.bad_words_ids, options.ends))
+    if (options.min_new_tokens or options.min_length) and options.ends:
+        each.append(NoEnd(options.min_length or prompt + options.min_new_tokens, options.ends))
+    if options.forced_bos_token_id is not None:
+        each.append(Forced(1, options.forced_bos_token_id))
+    if options.forced_eos_token_id is not None:
+        each.append(Forced(longest - 1, options.forced_eos_token_id))
+    if options.suppress_tokens:
+        each.append(NoWords([[token] for token in options.suppress_tokens]))
     each.extend(own)
     if options.do_sample:
         if options.temperature != 1:
@@ -114,6 +125,38 @@ class NoEnd:
             return scores
         scores = scores.clone()
         scores[:, self.ends] = -math.inf
+        return scores
+
+
+class NoWords:
+    """Rules out each token that would complete one of these runs of tokens; a run of one that ends texts is no such word."""
+
+    def __init__(self, words: Sequence[Sequence[int]], ends: Sequence[int] = ()) -> None:
+        self.words = [list(word) for word in words if len(word) > 1 or word[0] not in ends]
+        self.never = sorted({word[0] for word in self.words if len(word) == 1})
+
+    def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, self.never] = -math.inf
+        for word in self.words:
+            begun = len(word) - 1
+            if begun and tokens.shape[1] >= begun:
+                same = (tokens[:, tokens.shape[1] - begun :] == torch.tensor(word[:-1], device=tokens.device)).all(1)
+                scores[:, word[-1]] = scores[:, word[-1]].masked_fill(same, -math.inf)
+        return scores
+
+
+class Forced:
+    """Rules out all but one token where a text has `length` tokens."""
+
+    def __init__(self, length: int, token: int) -> None:
+        self.length, self.token = length, token
+
+    def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
+        if tokens.shape[1] != self.length:
+            return scores
+        scores = torch.full_like(scores, -math.inf)
+        scores[:, self.token] = 0
         return scores
 
 

@@ -23,8 +23,12 @@ class Initializer:
     `initialize(init)` that says which of the methods here treats which.
     """
 
-    @torch.no_grad()
     def __call__(self, model: nn.Module) -> None:
+        self.draw(model)
+
+    @torch.no_grad()
+    def draw(self, model: nn.Module) -> None:
+        """Draws the parameters of a module and of those inside it."""
         for module in model.modules():
             own = getattr(module, "initialize", None)
             if own is not None:

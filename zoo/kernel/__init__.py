@@ -2,13 +2,14 @@
 
 Each function stands for plain torch calls, named in its docstring, and is those calls wherever a written rule
 does not know better: see `packed` (weights in inference), `feedforward` (memory), `attention` (the backward
-pass in bfloat16), `patches` (a convolution as a product), `windows` (windows of a grid), and `switch` for how
-to turn all of it off.
+pass in bfloat16), `distances` (the backward pass of relative positions), `patches` (a convolution as a product),
+`windows` (windows of a grid), and `switch` for how to turn all of it off.
 The parts of the library call these functions and know nothing of the rules.
 """
 
 from zoo.kernel.activation import ACTIVATIONS, activation
 from zoo.kernel.attention import attention, attention_by_text
+from zoo.kernel.distances import by_distance
 from zoo.kernel.feedforward import gated, mlp
 from zoo.kernel.linear import Linear, linear, project
 from zoo.kernel.local_attention import local_attention
@@ -27,6 +28,7 @@ __all__ = [
     "activation",
     "attention",
     "attention_by_text",
+    "by_distance",
     "chosen_tokens",
     "first_tokens",
     "gated",

@@ -11,10 +11,11 @@ The rule. A prepared weight is made when
   - gradients are off, `fast()` holds, everything is on the CPU, in float32 or in bfloat16 autocast;
   - the module is exactly `Linear` with contiguous parameters, and nothing is hooked to it;
   - there are 4 to 2048 rows (below, reading the weight is all of the time; above, the library's own layout
-    costs nothing) and at least 2**20 weights in float32, 2**15 in bfloat16, 2**18 with up to 32 rows. Smaller
+    costs nothing) and at least 2**20 weights in float32, 2**15 in bfloat16, 3 x 2**18 with up to 32 rows. Smaller
     float32 products gain nothing that pays for the checks (394 rows: 768 -> 768 0.99 of the plain speed, 192 -> 768
     0.90; larger ones 1.04 to 1.08, and 1.2 to 1.9 with 4 to 64 rows). Up to 16 rows oneDNN's own layout is best (the
-    48 products of GPT-2 for 8 rows, which read 340 MB: 18.0 ms, MKL's 19.7, plain 31.7);
+    48 products of GPT-2 for 8 rows, which read 340 MB: 18.0 ms, MKL's 19.7, plain 31.7); 512 -> 512 features for 4 or 8
+    rows lose by it (0.07 ms each, plain 0.05);
   - the same module met the same number of rows in the call before (the float32 layout depends on it).
 One prepared weight is kept per module, or per group of modules that read one input (query, key, value), where
 they form one product. Another number of rows in between, such as a prompt before tokens are generated one at a time,
@@ -45,7 +46,7 @@ from torch import Tensor
 from zoo.kernel.switch import fast, product_dtype, repetition
 
 ROWS = range(4, 2049)
-WEIGHTS, WEIGHTS_BFLOAT16, WEIGHTS_FEW = 2**20, 2**15, 2**18
+WEIGHTS, WEIGHTS_BFLOAT16, WEIGHTS_FEW = 2**20, 2**15, 3 * 2**18
 FEW, FEWER = 32, 16  # rows
 UNUSED = 256  # calls
 

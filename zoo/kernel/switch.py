@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch.autograd import forward_ad
 
 _fast: ContextVar[bool] = ContextVar("zoo.kernel.fast", default=os.environ.get("ZOO_KERNEL", "") != "plain")
 
-_repetition: ContextVar[object] = ContextVar("zoo.kernel.repetition", default=None)
+_repetition: ContextVar[dict[Any, Any] | None] = ContextVar("zoo.kernel.repetition", default=None)
 
 
 @contextmanager
@@ -40,15 +41,15 @@ def repeated() -> Iterator[None]:
 
     What is prepared from weights (`zoo.kernel.packed`) is then held against them once instead of in every call.
     """
-    before = _repetition.set(object())
+    before = _repetition.set({})
     try:
         yield
     finally:
         _repetition.reset(before)
 
 
-def repetition() -> object:
-    """What stands for the innermost `repeated()`; None outside of all."""
+def repetition() -> dict[Any, Any] | None:
+    """What is kept for as long as the innermost `repeated()` lasts, and stands for it; None outside of all."""
     return _repetition.get()
 
 

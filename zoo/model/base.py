@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,12 +19,15 @@ from zoo.registry import make
 CALL_ARGUMENTS = (
     "attention_mask",
     "global_attention_mask",
+    "encoder_hidden_states",
+    "encoder_attention_mask",
     "score_mask",
     "logits_to_keep",
     "past_key_values",
     "use_cache",
     "output_hidden_states",
     "output_attentions",
+    "output_router_logits",
     "features",
 )
 """What the call of every model takes beside its inputs."""
@@ -65,9 +68,14 @@ class Model(nn.Module):
             if hasattr(module, "checkpointing"):
                 module.checkpointing = enable
 
-    def num_parameters(self) -> int:
-        """How many parameters the model has, shared ones counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    def num_parameters(self, active: bool = False) -> int:
+        """How many parameters the model has, shared ones counted once.
+
+        Args:
+            active: without the experts that a token does not meet.
+        """
+        idle = sum(getattr(module, "idle_parameters", 0) for module in self.modules()) if active else 0
+        return sum(parameter.numel() for parameter in self.parameters()) - idle
 
     def new_cache(self, capacity: int | None = None) -> Cache:
         """An empty cache for `past_key_values`, with room for `capacity` tokens at once; more is taken when more come.
@@ -146,9 +154,13 @@ class Model(nn.Module):
 
 
 def bind(
-    inputs: tuple[Any, ...], named: dict[str, Any], names: tuple[str, ...], options: tuple[str, ...], first_needed: bool = True
+    inputs: tuple[Any, ...],
+    named: dict[str, Any],
+    names: tuple[str, ...],
+    options: tuple[str, ...],
+    needed: Literal["first", "any", "none"] = "first",
 ) -> dict[str, Any]:
-    """The inputs of a call by name; the first is needed, or else any one of them.
+    """The inputs of a call by name, of which the first is needed, or any, or none.
 
     Raises:
         InputError: an argument that the model does not know, too many inputs, or none.
@@ -166,7 +178,7 @@ def bind(
             hint = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
             raise InputError(f"{name}: this model cannot honour such an argument{hint}")
         bound[name] = value
-    if all(bound.get(name) is None for name in (names[:1] if first_needed else names)):
+    if needed != "none" and all(bound.get(name) is None for name in (names[:1] if needed == "first" else names)):
         raise InputError(f"{names[0]} is missing: this model reads {', '.join(names)}")
     return bound
 

@@ -105,7 +105,7 @@ class DualEncoder(Model):
         """
         text, vision = self.text.embedding, self.vision.embedding
         names, options = (*text.inputs, *vision.inputs), (*text.options, *vision.options)
-        given = bind(inputs, named, names, options, first_needed=False)
+        given = bind(inputs, named, names, options, needed="any")
         kept = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         seen = self._run(self.vision, given, kept)
         read = self._run(self.text, given, {**kept, "attention_mask": attention_mask})

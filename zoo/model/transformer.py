@@ -15,6 +15,8 @@ from zoo.config.base import raise_problems
 from zoo.errors import InputError, did_you_mean, one_of
 from zoo.layout import Layout
 from zoo.model.base import Model, ModelConfig, bind, chosen, masked
+from zoo.model.memory import memory_of
+from zoo.model.routing import router_answers
 from zoo.output import FeatureMap, TransformerOutput
 from zoo.registry import make
 
@@ -54,9 +56,10 @@ class Transformer(Model):
                 context["channels"] = {name: feature.channels for name, feature in feature_maps(self).items()}
                 yield from within("head", self.head.problems(**context))
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, own_table: bool = True) -> None:
         super().__init__(config)
-        self.embedding = make(config.embedding, width=getattr(config.stack, "width"))
+        borrowed = {} if own_table else {"own_table": False}
+        self.embedding = make(config.embedding, width=getattr(config.stack, "width"), **borrowed)
         self.stack = make(config.stack)
         self.head = make(config.head, **head_context(config, getattr(self.stack, "output_width", self.stack.width)))
 
@@ -65,13 +68,17 @@ class Transformer(Model):
         *inputs: Tensor,
         attention_mask: Tensor | None = None,
         global_attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         score_mask: Tensor | None = None,
         logits_to_keep: int | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         output_hidden_states: Any = False,
         output_attentions: Any = False,
+        output_router_logits: bool = False,
         features: Collection[str] | None = None,
+        table: Tensor | None = None,
         **named: Any,
     ) -> TransformerOutput:
         """Runs the model.
@@ -86,6 +93,9 @@ class Transformer(Model):
                 are masked as they were when they came.
             global_attention_mask: (batch, tokens), 1 for tokens that see all tokens and are seen by all, in models whose
                 attention is local otherwise.
+            encoder_hidden_states: (batch, others, width), what blocks with cross-attention look at. A cache keeps their keys
+                and values, so that later calls need neither these nor their mask.
+            encoder_attention_mask: (batch, others), or (batch, 1, tokens, others), of these as `attention_mask` of its own.
             score_mask: (batch, tokens), true for the tokens that a head which scores each token is to score; its logits
                 are then (number of these tokens, classes), row by row. Scoring few tokens saves most of a large head.
             logits_to_keep: the head scores only so many tokens at the end; 0 stands for all.
@@ -95,9 +105,12 @@ class Transformer(Model):
             output_hidden_states: all states, or a list of those wanted: 0 is the embedding, n is
                 what the n-th block gives, negative numbers count from the last.
             output_attentions: attention weights of all layers, or of a list of layers from 0.
+            output_router_logits: whether to give what the routers of experts said, and how evenly they chose.
             features: the feature maps wanted, of those that the stack has (`model.config.stack.features()`): `stem` is the
                 embedding, `stage1`, `stage2`, ... what the stages give before their tokens are merged, or the blocks of a
                 stack without stages. They are not normed, unless the head is one of `feature-maps`, which says how.
+
+            table: (vocabulary, width), another model's vectors of tokens, where the embedding has none of its own.
 
         Raises:
             InputError: an input that does not fit, or an argument that this model cannot honour.
@@ -106,8 +119,11 @@ class Transformer(Model):
         if given.get("position_ids") is not None and not self._placed():
             raise InputError("position_ids: the tokens of this model have no positions")
         cache = self._cache(past_key_values, use_cache)
+        given |= {"table": table} if table is not None else {}
         x, layout = self.embedding(**given, **({} if cache is None else {"past": len(cache)}))
         layout = masked(layout, attention_mask, (x.shape[0], x.shape[1]), cache)
+        if encoder_hidden_states is not None or encoder_attention_mask is not None or getattr(self.stack, "across", False):
+            layout = self._beside(layout, encoder_hidden_states, encoder_attention_mask, x)
         if global_attention_mask is not None:
             layout = self._with_global(layout, global_attention_mask, (x.shape[0], x.shape[1]))
         depth = len(self.stack.layers)
@@ -118,14 +134,25 @@ class Transformer(Model):
         start = layout
         x, kept, seen = self.stack(x, layout, hidden_states=needed, attentions=maps)
         layout = self.stack.behind(layout) if hasattr(self.stack, "behind") else layout
+        attentions, across = weights_of(seen, maps)
+        routed = router_answers(start, output_router_logits, self.training)
+        answers: dict[str, Any] = {**routed, **self._answers(x, layout, score_mask, logits_to_keep)}
         return TransformerOutput(
             last_hidden_state=x,
             hidden_states=tuple(kept[index] for index in states) if states else None,
-            attentions=tuple(seen[index] for index in maps) if maps else None,
             past_key_values=cache,
             feature_maps=self._maps(wanted, kept, start) if wanted else None,
-            **self._answers(x, layout, score_mask, logits_to_keep),
+            attentions=attentions,
+            cross_attentions=across,
+            **answers,
         )
+
+    def _beside(self, layout: Layout, tokens: Any, mask: Any, x: Tensor) -> Layout:
+        """The layout with the other sequence, which blocks with cross-attention look at."""
+        if not getattr(self.stack, "across", False):
+            name = "encoder_hidden_states" if tokens is not None else "encoder_attention_mask"
+            raise InputError(f"{name}: no block of this model attends to another sequence; see block.cross_attention")
+        return layout._replace(memory=memory_of(tokens, mask, x, layout.cache))
 
     def _with_global(self, layout: Layout, mask: Any, shape: tuple[int, int]) -> Layout:
         """The layout with what the caller says of global tokens; padding is none."""
@@ -240,3 +267,10 @@ def head_context(config: Any, width: int) -> dict[str, Any]:
         "channels": {name: feature.channels for name, feature in feature_maps(config).items()},
     }
     return {name: known[name] for name in getattr(config.head, "context", ("width",))}
+
+
+def weights_of(seen: dict[int, Any], wanted: list[int]) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+    """The attention weights of the wanted layers, and those to another sequence; None where there are none."""
+    pairs = [seen[index] if isinstance(seen[index], tuple) else (seen[index], None) for index in wanted]
+    own, across = (tuple(each for pair in pairs if (each := pair[which]) is not None) for which in (0, 1))
+    return own or None, across or None

@@ -21,9 +21,9 @@ class RMSNorm(nn.Module):
         """Config of `rms-norm`."""
 
         type: Literal["rms-norm"] = "rms-norm"
-        precision: Literal["same", "float32"] = "same"
+        precision: Literal["same", "float32", "float32-mean"] = "same"
         """In which type tokens are normalised: their own, or float32 whatever theirs is, rounded to theirs before they are
-        weighted (Llama). In float32 there is no difference."""
+        weighted (Llama), or float32 for the mean of their squares alone (T5). In float32 there is no difference."""
 
     def __init__(self, config: Config, *, width: int) -> None:
         super().__init__()
@@ -34,8 +34,8 @@ class RMSNorm(nn.Module):
         if self.precision == "same" or x.dtype == torch.float32:
             return kernel.rms_norm(x, self.weight, self.eps)
         single = x.float()
-        single = single * torch.rsqrt(single.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * single.to(x.dtype)
+        root = torch.rsqrt(single.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * ((x if self.precision == "float32-mean" else single) * root).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import Config, Problem, Slot, within
-from zoo.layout import Layout
+from zoo.layout import Layout, Memory
 from zoo.pool.base import TokenPoolConfig, check_one_text
 from zoo.registry import make
 
@@ -49,7 +49,7 @@ class AttentionPool(nn.Module):
         first = 0 if self.prefix else layout.prefix
         mask = None if layout.real is None else layout.real[:, None, None, first:]
         query = self.query.expand(len(x), -1, -1)
-        mixed, _ = self.attention(query, layout._replace(mask=mask, shared=None), memory=x[:, first:])
+        mixed, _ = self.attention(query, layout._replace(shared=None), memory=Memory(x[:, first:], mask))
         pooled: Tensor = (mixed + self.feedforward(self.norm(mixed)))[:, 0]
         return pooled
 

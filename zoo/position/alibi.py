@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
-from typing import ClassVar, Literal
+from collections.abc import Hashable, Iterator
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from zoo.config import Problem
 from zoo.config.base import PositiveInt
 from zoo.layout import Layout
 from zoo.position.base import AttentionPosition, PositionConfig
@@ -30,8 +31,23 @@ class AlibiPosition(AttentionPosition):
         type: Literal["alibi"] = "alibi"
         length: PositiveInt | None = None
         """How many places the model was trained on. Beyond them it works on, and warns once."""
+        form: Literal["distance", "place"] = "distance"
+        """What the slope multiplies: the distance, which is taken off; or the key's own place, which is added. In causal
+        attention the two differ by the same for all keys of a query, which changes no weight, but they are rounded
+        differently (Falcon, BLOOM)."""
+        count: Literal["all", "unpadded"] = "all"
+        """How places are numbered: all tokens of a row, or only those that are no padding (Falcon, BLOOM)."""
+        rounding: Literal["float32", "bfloat16"] = "float32"
+        """To what slopes, places and their products are rounded. Falcon's are bfloat16: from the 256th place on, neighbours
+        share a place."""
+        scaled: bool = False
+        """Whether the product is scaled by 1 / sqrt(head_size), as scores are (Falcon)."""
 
         where: ClassVar[Literal["embedding", "attention"]] = "attention"
+
+        def problems(self, *, causal: bool = True, **context: Any) -> Iterator[Problem]:
+            if self.form == "place" and not causal:
+                yield ("form",), "a key's own place says nothing of its distance unless attention is causal; use 'distance'"
 
     relative = True
     sharding: ClassVar[dict[str, str]] = {"slopes": "whole"}
@@ -39,22 +55,36 @@ class AlibiPosition(AttentionPosition):
 
     def __init__(self, config: Config, *, head_size: int, heads: int) -> None:
         super().__init__()
-        self.config, self.heads = config, heads
+        self.config, self.heads, self.head_size = config, heads, head_size
         self.slopes = slopes(heads)
         self._warned = False
 
     @property
     def identity(self) -> Hashable:
-        return ("alibi", self.heads, self.config.length)
+        return ("alibi", self.heads, self.head_size if self.config.scaled else None, self.config.model_dump_json())
 
     def turned(self, query: Tensor, key: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         self._warned = self._warned or warn_beyond(self.config.length, layout, query.shape[2])
         return query, key
 
+    def key_places(self, layout: Layout, keys: int, device: torch.device) -> Tensor:
+        plain = torch.arange(keys, device=device)[None]
+        mask = layout.mask
+        if self.config.count == "all" or mask is None or mask.dtype != torch.bool or mask.shape[1:3] != (1, 1):
+            return plain
+        real = mask[:, 0, 0].long()
+        return (real.cumsum(1) - 1) * real
+
     def bias(self, query_at: Tensor, key_at: Tensor) -> Tensor:
-        apart = (query_at[:, :, None] - key_at[:, None, :]).abs()
-        steep = torch.tensor(self.slopes, dtype=torch.float32, device=apart.device)
-        return -steep[:, None, None] * apart[:, None].float()
+        dtype = getattr(torch, self.config.rounding)
+        steep = torch.tensor(self.slopes, dtype=torch.float32, device=key_at.device).to(dtype)[:, None, None]
+        if self.config.form == "place":
+            bias = steep * key_at[:, None, None, :].to(dtype)
+            bias = bias.expand(-1, -1, query_at.shape[1], -1)
+        else:
+            bias = -steep * (query_at[:, :, None] - key_at[:, None, :]).abs()[:, None].to(dtype)
+        # the quotient in double precision, which whatever type the scores have rounds once
+        return bias.double() / math.sqrt(self.head_size) if self.config.scaled else bias.float()
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from zoo.config import Config
@@ -41,6 +42,10 @@ class AttentionPosition(nn.Module):
     def turned(self, query: Tensor, key: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Queries and keys that know their places: (batch, heads, tokens, head_size) and (batch, key heads, ...)."""
         return query, key
+
+    def key_places(self, layout: Layout, keys: int, device: torch.device) -> Tensor:
+        """The places that `bias` is given for keys, (batch or 1, keys); queries are the last of them."""
+        return torch.arange(keys, device=device)[None]
 
     def bias(self, query_at: Tensor, key_at: Tensor) -> Tensor:
         """What is added to the scaled scores of queries and keys at these places, counted in their row from 0.

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from zoo import kernel
 from zoo.config import Problem
-from zoo.config.base import PositiveInt
+from zoo.config.base import Count, PositiveInt
 from zoo.errors import InputError
 from zoo.layout import Layout
 from zoo.position.base import PositionConfig
@@ -33,6 +33,8 @@ class LearnedPosition(nn.Module):
         type: Literal["learned"] = "learned"
         length: PositiveInt | None = None
         """How many positions of a text have a vector; images have as many as the embedding has tokens."""
+        unused: Count = 0
+        """How many vectors that no position has stand before those of a text (BART has 2)."""
         resample: Literal["bicubic", "bicubic-antialias"] = "bicubic"
         """How the table becomes that of another grid: plain bicubic in the table's own precision, or
         bicubic with an antialiasing filter in float32."""
@@ -45,14 +47,16 @@ class LearnedPosition(nn.Module):
         def problems(self, **context: Any) -> Iterator[Problem]:
             if self.length is not None and context.get("grid") is not None:
                 yield ("length",), "images have as many positions as the embedding has tokens; leave it out"
+            if self.unused and context.get("grid") is not None:
+                yield ("unused",), "the table of an image has a vector for each token and no others; use 0"
 
     def __init__(
         self, config: Config, *, width: int, length: int, grid: tuple[int, int] | None = None, padding: int | None = None
     ) -> None:
         super().__init__()
-        self.config, self.grid, self.length = config, grid, length
+        self.config, self.grid, self.length, self.unused = config, grid, length, config.unused
         self.padding = padding  # the position that padding has: its fresh vector is zero and gets no gradient
-        self.table = nn.Parameter(torch.empty(length, width))
+        self.table = nn.Parameter(torch.empty(config.unused + length, width))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         return x + self.at(layout, x.shape[1])
@@ -79,8 +83,8 @@ class LearnedPosition(nn.Module):
         if last >= self.length:
             raise InputError(f"position {last} is beyond the table of {self.length} learned positions")
         if positions is None:
-            return self.table[past : past + tokens]
-        return functional.embedding(positions, self.table, padding_idx=self.padding)
+            return self.table[self.unused + past : self.unused + past + tokens]
+        return functional.embedding(positions + self.unused if self.unused else positions, self.table, padding_idx=self.padding)
 
     def initialize(self, init: Any) -> None:
         init.position(self.table, self.config.std)
@@ -108,13 +112,14 @@ class LearnedPosition(nn.Module):
         first = 0 if self.padding is None else self.padding + 1  # positions that no token of a text has
         trained = source.length - first
         if (
-            self.padding != source.padding
+            (self.padding, self.unused) != (source.padding, source.unused)
             or self.length <= source.length
             or trained < 1
             or table.shape[1] != self.table.shape[1]
         ):
             return None
-        places = torch.arange(self.length - first) % trained + first
+        first += self.unused
+        places = torch.arange(self.table.shape[0] - first) % trained + first
         return torch.cat([table[:first], table[places]]), f"{trained} positions copied again and again to {self.length - first}"
 
     def _differs(self, grid: tuple[int, int], tokens: int) -> bool:

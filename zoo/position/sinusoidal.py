@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from zoo.config.base import PositiveInt
 from zoo.layout import Layout
 from zoo.position.base import PositionConfig
 
@@ -27,6 +28,8 @@ class SinusoidalPosition(nn.Module):
         """Ratio of the slowest wavelength to the fastest."""
         order: Literal["interleaved", "halves"] = "interleaved"
         """Sine and cosine of a frequency side by side (the paper), or all sines before all cosines."""
+        length: PositiveInt | None = None
+        """How many positions the model was trained on, if that is known; nothing depends on it."""
 
     def __init__(
         self,

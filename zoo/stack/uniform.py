@@ -41,8 +41,13 @@ class UniformStack(nn.Module):
         """Changes of the block, for the first, second, ... layer, and round again; `{}` changes nothing."""
         drop_path: Probability = 0.0
         """Share of examples for which the last block's branches are dropped in training; it grows from 0 linearly."""
+        position: Annotated[Config | None, Slot("position", default="relative-bucket", optional=True)] = None
+        """A position that acts inside of attention and is one for all layers; attention with a position of its own has that
+        instead."""
         final_norm: Annotated[Config | None, Slot("norm", default="layer-norm", optional=True)] = None
         """The norm after the last block."""
+        dropout: Probability = 0.0
+        """Share of values dropped in training behind that norm."""
         padding: Literal["compute", "skip"] = "compute"
         """Whether tokens of padding are computed like all others, as references do, or left out. Then their vectors are
         zero behind the stack, those of real tokens stay the same, and a batch of uneven texts takes the time of its
@@ -69,16 +74,39 @@ class UniformStack(nn.Module):
                 yield from within("pattern", within(number, block.problems(**context)))
             if self.final_norm is not None:
                 yield from within("final_norm", self.final_norm.problems(**context))
+            yield from within("position", self._shared(context))
             for block in self.blocks() if self.padding == "skip" else []:
                 attention = getattr(block, "attention", None)
+                if getattr(block, "cross_attention", None) is not None:
+                    yield ("padding",), "attention to another sequence needs the rows as they are; use padding: compute"
+                    return
                 if attention is None or not part("attention", attention.type).skips_padding:
                     kind = getattr(attention, "type", "none")
                     yield ("padding",), f"attention {kind!r} cannot leave padding out; use padding: compute"
                     return
-                position = getattr(attention, "position", None)
+                position: Any = getattr(attention, "position", None) or self.position
                 if position is not None and part("position", position.type).relative:
                     yield ("padding",), f"positions of type {position.type!r} cannot leave padding out; use padding: compute"
                     return
+
+        def _shared(self, context: dict[str, Any]) -> Iterator[Problem]:
+            """What speaks against the position that all layers share."""
+            position: Any = self.position
+            if position is None:
+                return
+            parts: list[Any] = [getattr(block, "attention", None) for block in self.blocks()]
+            if getattr(position, "where", None) != "attention":
+                yield (), f"{position.type!r} is added to the tokens, so it stands at embedding.position"
+            elif any(attention is None or attention.windowed for attention in parts):
+                yield (), "windows have places of their own; put it at stack.block.attention.position, or use none"
+            elif getattr(position, "windowed", False):
+                yield (), f"{position.type!r} knows places within windows only; put it at stack.block.attention.position"
+            else:
+                kinds = [(a.heads, a.head_size or self.width // a.heads, a.causal) for a in parts if a.position is None]
+                if len(set(kinds)) > 1:
+                    yield (), "layers with different heads cannot share it; give each attention a position of its own"
+                for heads, size, causal in kinds[:1]:
+                    yield from position.problems(**{**context, "heads": heads, "head_size": size, "causal": causal})
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -88,7 +116,11 @@ class UniformStack(nn.Module):
             make(block, width=config.width, drop_path=config.drop_path * number / last)
             for number, block in enumerate(config.blocks())
         )
+        parts: list[Any] = [getattr(layer, "attention", None) for layer in self.layers] if config.position else []
+        owners = [attention for attention in parts if attention.position is None]
+        self.position = owners[0].make_position(config.position) if owners else None
         self.final_norm = make(config.final_norm, width=config.width)
+        self.dropout = nn.Dropout(config.dropout)
         self.checkpointing = False
         self.skips_padding = config.padding == "skip"
 
@@ -96,6 +128,11 @@ class UniformStack(nn.Module):
     def decodes(self) -> bool:
         """Whether no token depends on later ones, so that keys and values can be kept."""
         return all(getattr(getattr(layer, "attention", None), "causal", False) for layer in self.layers)
+
+    @property
+    def across(self) -> bool:
+        """Whether blocks attend to another sequence."""
+        return any(getattr(layer, "cross_attention", None) is not None for layer in self.layers)
 
     def forward(
         self, x: Tensor, layout: Layout, *, hidden_states: Collection[int] = (), attentions: Collection[int] = ()
@@ -115,6 +152,8 @@ class UniformStack(nn.Module):
             if packed is not None:
                 shape, (inner, own, places) = (x.shape[0], x.shape[1]), packed
                 y, _, _ = self._run(inner, own, (), ())
+                if layout.shared is not None and own.shared is not None and "routed" in own.shared:
+                    layout.shared["routed"] = own.shared["routed"]
                 return with_padding(y, places, shape), {}, {}
         return self._run(x, layout, hidden_states, attentions)
 
@@ -123,6 +162,10 @@ class UniformStack(nn.Module):
     ) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
         states, seen = ({0: x} if 0 in hidden_states else {}), {}
         cache = layout.cache
+        if self.position is not None:
+            layout = layout._replace(position=self.position)
+        if self.checkpointing and self.training and layout.shared is not None:
+            layout.shared["again"] = True
         if cache is not None and self.checkpointing and self.training:
             raise InputError("use_cache: gradient checkpointing computes blocks twice in training, which a cache forbids")
         for number, layer in enumerate(self.layers):
@@ -135,7 +178,7 @@ class UniformStack(nn.Module):
                 states[number + 1] = x
             if weights is not None:
                 seen[number] = weights
-        return (x if self.final_norm is None else self.final_norm(x)), states, seen
+        return self.dropout(x if self.final_norm is None else self.final_norm(x)), states, seen
 
 
 def whole_changes(pattern: list[dict[str, Any]] | None, block: Any) -> list[dict[str, Any]] | None:
