@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import generation, local_attention, models, pairs, startup, texts, translation
+from benchmarks import experts, generation, local_attention, models, pairs, startup, texts, translation
 from benchmarks.harness import disturbance
 
 
@@ -30,7 +30,16 @@ def main() -> None:
     names = (
         chosen.only.split(",")
         if chosen.only
-        else [*models.BATCH, *texts.JOBS, *pairs.JOBS, *translation.JOBS, *generation.JOBS, *local_attention.JOBS, "startup"]
+        else [
+            *models.BATCH,
+            *texts.JOBS,
+            *pairs.JOBS,
+            *translation.JOBS,
+            *generation.JOBS,
+            *local_attention.JOBS,
+            *experts.JOBS,
+            "startup",
+        ]
     )
     for name in names:
         rows = measured(name, chosen.mode.split(","), chosen.dtype.split(","), chosen.rounds)
@@ -51,6 +60,8 @@ def measured(name: str, modes: list[str], dtypes: list[str], rounds: int) -> lis
         return [generation.measure(name, rounds)]
     if name in translation.WRITING:
         return [translation.writing(name, rounds)]
+    if name in experts.JOBS:
+        return [experts.measure(name, mode, rounds) for mode in modes]
     if name in local_attention.JOBS:
         return [local_attention.measure(name, mode, rounds) for mode in modes]
     module: Any = next((each for each in (texts, pairs, translation) if name in each.JOBS), models)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoo.api import hook_points as hook_points
     from zoo.api import intervene as intervene
     from zoo.api import load as load
+    from zoo.api import plan as plan
     from zoo.api import save as save
     from zoo.api import train as train
     from zoo.api import verify as verify
@@ -40,6 +41,7 @@ _HOME = {
     "hook_points": "zoo.api",
     "intervene": "zoo.api",
     "load": "zoo.api",
+    "plan": "zoo.api",
     "save": "zoo.api",
     "train": "zoo.api",
     "verify": "zoo.api",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zoo.inspect.attention import Attended
     from zoo.inspect.cost import Part
     from zoo.model.base import Model
+    from zoo.planning.plan import Plan
     from zoo.training.session import TrainingResult
     from zoo.verification.report import Report
 
@@ -288,6 +289,60 @@ def cost(
     return count(model, overrides, batch=batch, tokens=tokens, inputs=inputs)
 
 
+def plan(
+    model: Any,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    devices: int = 1,
+    memory: str | int = "80GB",
+    strategy: Any = None,
+    batch: int | None = None,
+    tokens: int | None = None,
+    precision: str = "32-true",
+    checkpointing: bool = False,
+    optimizer: str = "adamw",
+    accelerator: Literal["gpu", "cpu"] = "gpu",
+) -> Plan:
+    """Whether a training fits into the memory of its devices, and what they send each other, by strategy.
+
+    >>> zoo.plan("gpt2", devices=8, memory="24GB", strategy="fsdp", batch=256).estimates[0].largest
+
+    Nothing is allocated: a step of one device is run on the meta device.
+
+    Args:
+        model, overrides: see `get_config`.
+        devices: how many there are.
+        memory: what each has, such as "80GB" or "79GiB".
+        strategy: "single", "ddp", "fsdp", "tensor", or what `trainer.strategy` of a run says; or several of them as a list
+            (default: all that are worth trying).
+        batch: how many examples a step is for, on all devices (default: as many as fit).
+        tokens: how long texts are (default: 512, or the longest that the model takes).
+        precision: "32-true", "bf16-mixed" or "bf16-true", as Lightning calls them.
+        checkpointing: whether only each block's input is kept (`activation_checkpointing` of a run).
+        optimizer: by its name in a run's `optimizer`.
+        accelerator: on "cpu" processes talk through gloo, which keeps more copies.
+
+    Raises:
+        UnknownNameError, ConfigError: see `get_config`; or a strategy that does not exist or does not go with the devices.
+        InputError: a size without a unit, a number below 1, or a model of which zoo cannot tell how large its inputs are.
+    """
+    from zoo.planning.plan import plan as make
+
+    return make(
+        model,
+        overrides,
+        devices=devices,
+        memory=memory,
+        strategy=strategy,
+        batch=batch,
+        tokens=tokens,
+        precision=precision,
+        checkpointing=checkpointing,
+        optimizer=optimizer,
+        accelerator=accelerator,
+    )
+
+
 __all__ = [
     "attend",
     "build",
@@ -298,6 +353,7 @@ __all__ = [
     "hook_points",
     "intervene",
     "load",
+    "plan",
     "save",
     "train",
     "verify",

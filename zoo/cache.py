@@ -155,6 +155,8 @@ class Cache:
         """(batch / several, 1, 1, others), what may be attended to of another sequence; None where all of it may."""
         self.several = 1
         """How many rows, one after another, share a row of the other sequence, as the beams of a text do."""
+        self.front = 0
+        """How many of the tokens seen stand in front of the text, such as the patches of an image."""
 
     def __len__(self) -> int:
         """How many tokens of each text have been seen, padding included."""

@@ -101,3 +101,9 @@ class EncoderDecoderOutput(NamedTuple):
     """The encoder's tokens before the first and after each block; (batch, others, width) each."""
     encoder_attentions: tuple[Tensor, ...] | None = None
     """The weights of its attention; (batch, heads, others, others) each."""
+    encoder_router_logits: tuple[Tensor, ...] | None = None
+    """The scores by which the encoder's layers that have experts chose them; (batch x others, experts) each."""
+    decoder_router_logits: tuple[Tensor, ...] | None = None
+    """And those of the decoder; (batch x tokens, experts) each."""
+    router_loss: Tensor | None = None
+    """What the routers of both add to the loss in training, a scalar."""

@@ -72,6 +72,20 @@ def test_lines_of_a_file_and_of_standard_input(run: Path, command: Make, tmp_pat
     assert said["tokens"] == sum(each["tokens"] for each in said["texts"])
 
 
+def test_blank_lines_stay(run: Path, command: Make, tmp_path: Path) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text(f"\n{LINES[0]}\n\n\n{LINES[1]}\n\n", encoding="utf-8")
+    first, second = (expected(run, line)[0] for line in LINES[:2])
+    assert command("generate", run, file, "-n", 12)[1] == f"\n{first}\n\n\n{second}\n\n"
+    assert len(json.loads(command("generate", run, file, "-n", 12, "--json")[1])["texts"]) == 2
+    assert command("generate", run, "--prompt", "") == (1, "", "zoo: the prompt is empty: there is nothing to read\n")
+    file.write_text(f"{LINES[0]}\n\n", encoding="utf-8")
+    assert command("generate", run, file, "-n", 12)[1] == f"{first}\n\n"
+    code, out, _ = command("generate", run, file, "-n", 12, "--num-beams", 2, "--num-return-sequences", 2)
+    both = expected(run, LINES[0], num_beams=2, num_return_sequences=2)
+    assert code == 0 and out == "\n".join([*both, ""]) + "\n"
+
+
 def test_beams(run: Path, command: Make) -> None:
     words = ["generate", run, "--num-beams", 3, "--num-return-sequences", 2, "-n", 12]
     code, out, _ = command(*words, "--prompt", LINES[0], "--prompt", LINES[1], "--json")
@@ -113,13 +127,38 @@ def test_a_picture_of_the_alignment(run: Path, command: Make, tmp_path: Path) ->
     [
         (["  ", "-o", "a.png"], "zoo: INPUT: the text is empty\n"),
         (["a", "-o", "a.png", "--layers", "7"], "zoo: layers: 7 is none of 0 to 1 (negative numbers count from the end)\n"),
-        (["a", "-o", "a.png", "--rollout"], "zoo: attend: --rollout and --token have no meaning for a model that writes a text"),
+        (
+            ["a", "-o", "a.png", "--rollout"],
+            "zoo: attend: --rollout and --token have no meaning for a model that writes a text",
+        ),
         (["a", "-o", "a.txt"], "zoo: a.txt: expected the name of a picture"),
     ],
 )
 def test_pictures_that_cannot_be(run: Path, command: Make, words: list[str], message: str) -> None:
     code, out, err = command("attend", run, *words)
     assert (code, out) == (1, "") and err.startswith(message) and len(err.splitlines()) == 1
+
+
+def test_a_model_with_a_tokenizer_of_its_own(run: Path, command: Make, tmp_path: Path) -> None:
+    """A folder such as the Hub's, which belongs to no run: its tokenizer.json says what ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    from zoo.data.tokenizer import FileTokenizer, LibraryTokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    library.add_special_tokens(["<pad>", "</s>"])
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    library.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 257)])
+    zoo.save(zoo.load(run / "model"), tmp_path / "model")
+    LibraryTokenizer(library).save(tmp_path / "model")
+    tokenizer = FileTokenizer(tmp_path / "model", "test")
+    ids = torch.tensor([tokenizer.encode("ab", 100)])
+    assert ids.tolist() == [[letters.index("a"), letters.index("b"), 257]]
+    model = zoo.load(tmp_path / "model")
+    wanted = model.generate(input_ids=ids, eos_token_id=257, pad_token_id=256, max_new_tokens=6)[0, 1:].tolist()
+    code, out, _ = command("generate", tmp_path / "model", "-p", "ab", "-n", 6)
+    assert code == 0 and out == tokenizer.decode(wanted) + "\n"
 
 
 def test_a_model_without_a_tokenizer(run: Path, command: Make, tmp_path: Path) -> None:

@@ -76,7 +76,12 @@ def test_a_type_change_drops_what_the_new_type_does_not_have() -> None:
 def test_a_type_change_without_shared_fields_starts_from_the_defaults() -> None:
     config = zoo.get_config("vit-tiny", {"embedding.position.square": True})
     changed = zoo.get_config(config, {"embedding.position": "sinusoidal"})
-    assert changed.embedding.position.model_dump() == {"type": "sinusoidal", "base": 10000.0, "order": "interleaved"}
+    assert changed.embedding.position.model_dump() == {
+        "type": "sinusoidal",
+        "base": 10000.0,
+        "order": "interleaved",
+        "length": None,
+    }
     assert zoo.get_config(changed, {"embedding.position": "learned"}).embedding.position.square is False
 
 

@@ -47,7 +47,9 @@ def test_a_file_is_a_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", zoo.list_models())
 def test_every_preset_is_a_config(name: str) -> None:
-    assert zoo.get_config(name).type == ("dual-encoder" if name.startswith("clip") else "transformer")
+    kinds = {"dual-encoder": ("clip",), "encoder-decoder": ("bart", "opus-mt", "transformer-", "t5", "flan-t5", "switch")}
+    expected = next((kind for kind, starts in kinds.items() if name.startswith(starts)), "transformer")
+    assert zoo.get_config(name).type == expected
 
 
 def test_extends_a_preset(tmp_path: Path) -> None:

@@ -99,10 +99,12 @@ KNOWN = (
 """The fields of towers that stand at their defaults where the second statement of an old file lacks them."""
 
 
-def tower_tables(family: Family, config: Any, ours: Iterable[str], towers: Mapping[str, Iterable[Rule]]) -> list[Rule]:
+def tower_tables(
+    family: Family, config: Any, ours: Iterable[str], towers: Mapping[str, Iterable[Rule]], stored: Collection[str] = ()
+) -> list[Rule]:
     """The rules for a model of two towers with the tensors `ours`, from those of each tower alone."""
     names = set(ours)
-    table = expand(family.rules(config), 0, names)
+    table = expand(family.rules(config, stored), 0, names)
     for tower, rules in towers.items():
         inside = [Rule(each.theirs, tuple(f"{tower}.{name}" for name in each.ours), each.operation) for each in rules]
         table += expand(inside, getattr(config, tower).stack.depth, names)

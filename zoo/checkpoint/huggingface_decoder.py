@@ -21,11 +21,17 @@ class HuggingFaceDecoder(Family):
     library = "transformers"
     model_type: ClassVar[str]
     class_name: ClassVar[str]
-    heads = ("lm_head.", "score.", "classifier.", "qa_outputs.")
+    heads = ("lm_head.", "embed_out.", "score.", "classifier.", "qa_outputs.")
     language: ClassVar[str] = "ForCausalLM"
     """The end of the name of the class that scores the next token."""
+    ends: ClassVar[tuple[str, ...] | None] = None
+    """The ends of the names of its classes, where it has not all of them."""
     words: ClassVar[str]
     """The name of the tokens' vectors, without the prefix."""
+    scores: ClassVar[str] = SCORES
+    """The name of the vectors by which the next token is scored, where they are not tied."""
+    biased_scores: ClassVar[bool] = False
+    """Whether each token has a score of its own that is added."""
     token_scores: ClassVar[str] = "score"
     """The name of the linear layer that scores each token for classes."""
     spans: ClassVar[Mapping[str, str]] = {}
@@ -34,13 +40,14 @@ class HuggingFaceDecoder(Family):
     @property
     def architectures(self) -> dict[str, str | None]:
         """Our head by the end of their class's name."""
-        return {
+        known = {
             "Model": None,
             self.language: "language-model",
             "ForSequenceClassification": "classifier",
             "ForTokenClassification": "token-classifier",
             "ForQuestionAnswering": "span",
         }
+        return {end: head for end, head in known.items() if self.ends is None or end in self.ends}
 
     def recognises(self, values: Mapping[str, Any]) -> bool:
         kind, listed = values.get("model_type"), values.get("architectures")
@@ -72,7 +79,7 @@ class HuggingFaceDecoder(Family):
         dropout = self._class_dropout(fields)
         count, words = labels(fields.values)
         if kind == "language-model":
-            return {"type": kind, "tied": tied and not self._scores_of_its_own(names), "bias": False}
+            return {"type": kind, "tied": tied and not self._scores_of_its_own(names), "bias": self.biased_scores}
         if kind == "classifier":
             pool = {"type": "last-token", "padding": padding}
             return {"type": kind, "classes": count, "labels": words, "pool": pool, "bias": False}
@@ -87,7 +94,7 @@ class HuggingFaceDecoder(Family):
         wanted.part("head", head, *ends)
         values: dict[str, Any] = {"architectures": [f"{self.class_name}{ends[kind]}"]}
         if kind == "language-model":
-            wanted.expect("head.bias", head.bias, False)
+            wanted.expect("head.bias", head.bias, self.biased_scores)
             wanted.expect("head.scale", head.scale, None, 1.0)
             return values | {"tie_word_embeddings": head.tied}
         if kind == "span":
@@ -108,16 +115,17 @@ class HuggingFaceDecoder(Family):
         """The rules for our head; a tied one reads nothing."""
         kind = getattr(head, "type", None)
         if kind == "language-model":
-            return [] if head.tied else [rule(SCORES, "head.weight")]
+            own = [] if head.tied else [rule(self.scores, "head.weight")]
+            return [*own, rule(self.scores.replace("weight", "bias"), "head.bias")]
         if kind == "span":
             return module_rules("qa_outputs", "head.output")
         return module_rules(self.token_scores if kind == "token-classifier" else "score", "head.output")
 
     def words_rule(self, head: Any, names: Collection[str]) -> Rule:
         """The rule for the tokens' vectors, which a file of a tied model may hold as those of the scores alone."""
-        alone = SCORES in names and not any(name.endswith(self.words) for name in names)
+        alone = self.scores in names and not any(name.endswith(self.words) for name in names)
         return rule(
-            SCORES if alone and getattr(head, "tied", False) else self.body(head, names) + self.words, "embedding.table"
+            self.scores if alone and getattr(head, "tied", False) else self.body(head, names) + self.words, "embedding.table"
         )
 
     def _head_type(self, values: Mapping[str, Any]) -> str | None:
@@ -141,19 +149,23 @@ class HuggingFaceDecoder(Family):
     def _scores_of_its_own(self, names: Any) -> bool:
         """Whether the file holds vectors for the scores that are none of the embedding's, as the reference looks for."""
         table = next((each for each in (f"{self.prefix}{self.words}", self.words) if each in names), None)
-        if SCORES not in names or table is None or not isinstance(names, Mapping):
+        if self.scores not in names or table is None or not isinstance(names, Mapping):
             return False
-        first, second = names[SCORES], names[table]
-        return first.shape != second.shape or not bool((first.fetch(SCORES) == second.fetch(table)).all())
+        first, second = names[self.scores], names[table]
+        return first.shape != second.shape or not bool((first.fetch(self.scores) == second.fetch(table)).all())
 
 
-def check_causal_blocks(wanted: Wanted, stack: Any) -> list[Any]:
-    """The blocks of a stack that is as decoders have it: pre-norm, causal, a norm behind; raises where it is not."""
+def check_causal_blocks(wanted: Wanted, stack: Any, *orders: str) -> list[Any]:
+    """The blocks of a stack that is as decoders have it: causal, a norm behind; raises where it is not.
+
+    Args:
+        orders: where the norm may stand (default: pre).
+    """
     wanted.part("stack", stack, "uniform")
     blocks: list[Any] = stack.blocks()
     for block in blocks:
         wanted.part("stack.block", block, "residual")
-        wanted.expect("stack.block.order", block.order, "pre")
+        wanted.expect("stack.block.order", block.order, *(orders or ("pre",)))
         wanted.expect("stack.block.layer_scale", block.layer_scale, None)
         for name, allowed in {"causal": (True,), "qk_norm": (None,), "output_norm": (None,)}.items():
             wanted.expect(f"stack.block.attention.{name}", getattr(block.attention, name), *allowed)

@@ -63,6 +63,8 @@ class HuggingFaceLlama(HuggingFaceDecoder):
     """What absent fields mean."""
     attentions: ClassVar[tuple[str, ...]] = ("full",)
     """The types of attention that a layer may have."""
+    feedforward: ClassVar[str] = "gated"
+    """The type of feed-forward that layers have."""
     vary: ClassVar[tuple[str, ...]] = ()
     """The fields of attention in which layers may differ."""
 
@@ -79,13 +81,14 @@ class HuggingFaceLlama(HuggingFaceDecoder):
         vocabulary = fields.number("vocab_size", self.defaults["vocab_size"])
         padding = fields.take("pad_token_id", None)
         padding = None if padding is None else fields.number("pad_token_id")
-        norm = {"type": "rms-norm", "eps": fields.number("rms_norm_eps", 1e-6, whole=False), "precision": "float32"}
+        eps = fields.number("rms_norm_eps", self.defaults.get("rms_norm_eps", 1e-6), whole=False)
+        norm = {"type": "rms-norm", "eps": eps, "precision": "float32"}
         attention = {
             "type": "full", "heads": heads, "causal": True,
             "kv_heads": heads if kv_heads is None else fields.number("num_key_value_heads", kv_heads),
             "head_size": None if head_size * heads == width else head_size,
             "dropout": fields.number("attention_dropout", 0.0, whole=False),
-            "position": read_rotary(fields, length, head_size),
+            "position": read_rotary(fields, length, head_size, theta=self.defaults.get("rope_theta", 10000.0)),
             **self.read_biases(fields),
         }  # fmt: skip
         attention, pattern = self.read_windows(fields, attention, depth)
@@ -106,12 +109,7 @@ class HuggingFaceLlama(HuggingFaceDecoder):
                 "final_norm": norm,
                 "block": {
                     "type": "residual", "order": "pre", "norm": norm, "attention": attention,
-                    "feedforward": {
-                        "type": "gated",
-                        "hidden": fields.number("intermediate_size", self.defaults["intermediate_size"]),
-                        "activation": fields.choice("hidden_act", ACTIVATIONS, "silu"),
-                        "bias": self.read_inner_bias(fields),
-                    },
+                    "feedforward": self.read_feedforward(fields),
                 },
             },
             "head": self.read_head(fields, names, False, padding),
@@ -127,11 +125,12 @@ class HuggingFaceLlama(HuggingFaceDecoder):
         for name, value in {"segments": 0, "norm": None, "count": "all", "position": None}.items():
             wanted.expect(f"embedding.{name}", getattr(embedding, name), value)
         blocks = check_causal_blocks(wanted, stack)
-        block, attention, feedforward = blocks[0], blocks[0].attention, blocks[0].feedforward
+        block, attention = blocks[0], blocks[0].attention
         wanted.part("stack.block.norm", block.norm, "rms-norm")  # in whatever precision: float32 has the same
         for each in blocks:
             wanted.part("stack.block.attention", each.attention, *self.attentions)
-            wanted.part("stack.block.feedforward", each.feedforward, "gated")
+            wanted.part("stack.block.feedforward", each.feedforward, self.feedforward)
+        feedforward, experts = self.write_feedforward(wanted, block.feedforward)
         alike(wanted, blocks, *self.vary, checked={name for each in blocks for name in own_fields(each.attention)})
         head_size = attention.head_size or stack.width // attention.heads
         wanted.expect("stack.block.attention.scale", attention.scale, None, head_size**-0.5)
@@ -150,6 +149,7 @@ class HuggingFaceLlama(HuggingFaceDecoder):
             "attention_dropout": attention.dropout,
             "rms_norm_eps": block.norm.eps,
             "initializer_range": getattr(config.init, "std", 0.02),
+            **experts,
             **self.write_biases(wanted, attention, feedforward),
             **self.write_windows(wanted, blocks),
             **write_rotary(wanted, attention.position),
@@ -189,6 +189,19 @@ class HuggingFaceLlama(HuggingFaceDecoder):
         """Which projections of attention have a bias."""
         bias = fields.flag("attention_bias", False)
         return {"bias": bias, "output_bias": bias}
+
+    def read_feedforward(self, fields: Fields) -> dict[str, Any]:
+        """The feed-forward of the blocks."""
+        return {
+            "type": "gated",
+            "hidden": fields.number("intermediate_size", self.defaults["intermediate_size"]),
+            "activation": fields.choice("hidden_act", ACTIVATIONS, "silu"),
+            "bias": self.read_inner_bias(fields),
+        }
+
+    def write_feedforward(self, wanted: Wanted, feedforward: Any) -> tuple[Any, dict[str, Any]]:
+        """The gated feed-forward of a block, and what their config says around it."""
+        return feedforward, {}
 
     def read_inner_bias(self, fields: Fields) -> bool:
         """Whether the feed-forward has biases."""

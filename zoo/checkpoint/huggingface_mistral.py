@@ -40,7 +40,7 @@ class HuggingFaceMistral(HuggingFaceLlama):
         return {}
 
     def read_windows(self, fields: Fields, attention: dict[str, Any], depth: int) -> tuple[dict[str, Any], Any]:
-        window = fields.take("sliding_window", 4096)
+        window = fields.take("sliding_window", self.defaults.get("sliding_window", 4096))
         return (attention if window is None else {**attention, **_local(fields, 4096)}), None
 
     def write_windows(self, wanted: Wanted, blocks: list[Any]) -> dict[str, Any]:

@@ -17,23 +17,29 @@ KNOWN = {
     "high_freq_factor", "finetuned",
 }  # fmt: skip
 """Keys beside those that a kind reads are ignored there too."""
+NAMES = ("rope_theta", "partial_rotary_factor")
 
 
-def read_rotary(fields: Fields, length: int, head_size: int) -> dict[str, Any]:
+def read_rotary(
+    fields: Fields, length: int, head_size: int, share: float | None = None, names: tuple[str, str] = NAMES, theta: float = 1e4
+) -> dict[str, Any]:
     """Our position for their fields: `rope_parameters`, or `rope_scaling` and `rope_theta`.
 
     Args:
         length: how many places the model was trained on.
-        head_size: of which the reference cannot turn a share.
+        head_size: of which the reference cannot turn a share, unless it says which `share` an absent field means.
+        names: what theta and the share are called beside `rope_scaling`.
+        theta: what an absent field means.
     """
+    partial = share is not None
     parameters, scaling = fields.take("rope_parameters", None), fields.take("rope_scaling", None)
-    theta, share = fields.take("rope_theta", 10000.0), fields.take("partial_rotary_factor", 1.0)
+    theta, given = fields.take(names[0], theta), fields.take(names[1], 1.0 if share is None else share)
     first = fields.take("original_max_position_embeddings", None)
     for name, value in {"rope_parameters": parameters, "rope_scaling": scaling}.items():
         if value is not None and not isinstance(value, Mapping):
             raise fields.error(name, f"expected a mapping, got {value!r:.60}")
-    share = {} if share is None else {"partial_rotary_factor": share}
-    rope = Fields({**share, **(scaling or parameters or {})}, fields.place, {})
+    known = {} if given is None else {"partial_rotary_factor": given}
+    rope = Fields({**known, **(scaling or parameters or {})}, fields.place, {})
     unknown = sorted(set(rope.values) - KNOWN)
     if unknown:
         raise fields.error("rope_parameters", f"not supported: {', '.join(unknown)}")
@@ -41,11 +47,15 @@ def read_rotary(fields: Fields, length: int, head_size: int) -> dict[str, Any]:
     if kind not in KINDS:
         raise fields.error("rope_type", f"{kind!r} is not supported; expected {one_of(KINDS)}")
     position = {"type": "rotary", "theta": float(rope.number("rope_theta", theta, whole=False)), "length": length}
-    if kind == "default":
+    if kind == "default" and not partial:
         return position  # of which the whole head is turned, whatever the share
     turned = rope.number("partial_rotary_factor", 1.0, whole=False)
-    if int(head_size * turned) != head_size:
+    if partial:
+        position["fraction"] = float(turned)
+    elif int(head_size * turned) != head_size:
         raise fields.error("partial_rotary_factor", f"{turned!r} is not supported: whole heads are turned")
+    if kind == "default":
+        return position
     if kind == "dynamic":
         return {**position, "scaling": {"type": kind, "factor": _number(rope, "factor"), "length": length}}
     if kind == "linear":
@@ -74,15 +84,20 @@ def _seldom_and_often(rope: Fields, kind: str, ratio: float) -> dict[str, Any]:
     return scaling | ({} if attention is None else {"attention": attention})
 
 
-def write_rotary(wanted: Wanted, position: Any, path: str = "stack.block.attention.position") -> dict[str, Any]:
-    """`rope_parameters` and `max_position_embeddings` for our position."""
+def write_rotary(
+    wanted: Wanted, position: Any, path: str = "stack.block.attention.position", partial: bool = False, order: str = "halves"
+) -> dict[str, Any]:
+    """`rope_parameters` and `max_position_embeddings` for our position, of which the family turns a share if `partial`."""
     wanted.part(path, position, "rotary")
-    wanted.expect(f"{path}.fraction", position.fraction, 1.0)
-    wanted.expect(f"{path}.order", position.order, "halves")
+    if not partial:
+        wanted.expect(f"{path}.fraction", position.fraction, 1.0)
+    wanted.expect(f"{path}.order", position.order, order)
     if position.length is None:
         raise ConfigError(f"{path}.length: {wanted.family} says how many places a model was trained on; set it")
     scaling = position.scaling
     rope: dict[str, Any] = {"rope_type": "default" if scaling is None else scaling.type, "rope_theta": position.theta}
+    if partial:
+        rope["partial_rotary_factor"] = position.fraction
     if scaling is not None:
         rope["factor"] = scaling.factor
     if scaling is not None and scaling.type == "dynamic":

@@ -56,14 +56,19 @@ def start_from(source: str | Path, model: Any) -> Model:
 
 def _with_head(found: Found, own: Any, wanted: Any) -> Found:
     """The file read as a model with the wanted type of head, if it holds that one beside its own."""
-    kind = getattr(wanted.head, "type", None)
-    if found.family is None or kind == getattr(own.head, "type", None):
+    kind = getattr(_writing(wanted).head, "type", None)
+    if found.family is None or kind == getattr(_writing(own).head, "type", None):
         return found
     fields = found.family.with_head(found.values, kind, found.stored)
     if fields is None:
         return found
     other = found._replace(fields=fields)
     return found if _matched(other, on_meta(validate(fields, found.place))).problems else other
+
+
+def _writing(model: Any) -> Any:
+    """What has the head of a model, or of its config: its decoder, if it has one, or itself."""
+    return getattr(model, "decoder", model)
 
 
 def _fill(found: Found, own: Any, wanted: Any, unchanged: Any, device: Any, dtype: Any) -> Model:
@@ -166,11 +171,11 @@ def _fit(tensors: dict[str, Tensor], source: Model, model: Model, allowed: Model
     """The tensors that `model` takes over; differences that are not also ones from `allowed` are errors."""
     theirs, ours = dict(source.named_parameters()), dict(model.named_parameters())
     before = {name for name, _ in allowed.named_parameters()}
-    other_head = type(source.head) is not type(model.head)  # equal names would mean other things
-    head_asked = type(allowed.head) is not type(model.head)
+    heads, place = [type(_writing(each).head) for each in (source, allowed, model)], _head_place(model)
+    other_head, head_asked = heads[0] is not heads[2], heads[1] is not heads[2]  # equal names would mean other things
     fitted, problems = {}, []
     for name, parameter in ours.items():
-        foreign = other_head and name.startswith("head.")
+        foreign = other_head and name.startswith(place)
         asked = name not in before or _changed(name, allowed, model) or (foreign and head_asked)
         if name in theirs and not foreign and not _changed(name, source, model):
             fitted[name] = tensors[name]
@@ -185,13 +190,13 @@ def _fit(tensors: dict[str, Tensor], source: Model, model: Model, allowed: Model
         elif (twin := _twin(name, model)) in theirs and theirs[twin].shape == parameter.shape:
             fitted[name] = tensors[twin].clone()
             report.add("re-initialised", name, f"new here, as {twin}")
-        elif name in theirs and not name.startswith("head.") and not _other_part(name, source, model):
+        elif name in theirs and not name.startswith(place) and not _other_part(name, source, model):
             problems.append(f"{name}: {list(theirs[name].shape)} cannot become {list(parameter.shape)}")
         else:
             why = f"{list(theirs[name].shape)} became {list(parameter.shape)}" if name in theirs else "new here"
             report.add("re-initialised", name, why)
     for name in theirs:
-        if name not in ours or (other_head and name.startswith("head.")):
+        if name not in ours or (other_head and name.startswith(place)):
             if name not in ours and name not in before:
                 problems.append(f"{name}: there, but not in this model")
             report.add("ignored", name, "no part of this model")
@@ -205,6 +210,11 @@ def _fit(tensors: dict[str, Tensor], source: Model, model: Model, allowed: Model
     replaced = {entry.name for entry in report.of("resized") + report.of("re-initialised") + report.of("ignored")}
     report.entries = [e for e in report.entries if e.status not in ("loaded", "renamed") or e.name not in replaced]
     return fitted
+
+
+def _head_place(model: Model) -> str:
+    """How the names of the head's tensors begin."""
+    return "head." if _writing(model) is model else "decoder.head."
 
 
 def _changed(name: str, source: Model, model: Model) -> bool:

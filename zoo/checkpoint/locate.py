@@ -39,16 +39,26 @@ class Found(NamedTuple):
 
 def families() -> list[Family]:
     """The reference families that we read and write."""
+    from zoo.checkpoint.huggingface_bart import HuggingFaceBart
     from zoo.checkpoint.huggingface_bert import HuggingFaceBert
     from zoo.checkpoint.huggingface_clip import HuggingFaceCLIP
     from zoo.checkpoint.huggingface_clip_towers import HuggingFaceCLIPText, HuggingFaceCLIPVision
+    from zoo.checkpoint.huggingface_cohere import HuggingFaceCohere
     from zoo.checkpoint.huggingface_distilbert import HuggingFaceDistilBert
+    from zoo.checkpoint.huggingface_falcon import HuggingFaceFalcon
     from zoo.checkpoint.huggingface_gpt2 import HuggingFaceGPT2
+    from zoo.checkpoint.huggingface_gpt_neox import HuggingFaceGPTNeoX
+    from zoo.checkpoint.huggingface_gptj import HuggingFaceGPTJ
     from zoo.checkpoint.huggingface_llama import HuggingFaceLlama
     from zoo.checkpoint.huggingface_longformer import HuggingFaceLongformer
+    from zoo.checkpoint.huggingface_marian import HuggingFaceMarian
     from zoo.checkpoint.huggingface_mistral import HuggingFaceMistral, HuggingFaceQwen2
+    from zoo.checkpoint.huggingface_mixtral import HuggingFaceMixtral
     from zoo.checkpoint.huggingface_roberta import HuggingFaceRoberta
     from zoo.checkpoint.huggingface_swin import HuggingFaceSwin
+    from zoo.checkpoint.huggingface_switch import HuggingFaceSwitch, HuggingFaceSwitchEncoder
+    from zoo.checkpoint.huggingface_t5 import HuggingFaceT5
+    from zoo.checkpoint.huggingface_t5_stacks import HuggingFaceT5Encoder
     from zoo.checkpoint.huggingface_vit import HuggingFaceDeiT, HuggingFaceViT
     from zoo.checkpoint.open_clip import OpenClip
     from zoo.checkpoint.timm_swin import TimmSwin
@@ -56,7 +66,10 @@ def families() -> list[Family]:
 
     texts = [HuggingFaceBert(), HuggingFaceRoberta(), HuggingFaceDistilBert(), HuggingFaceLongformer()]
     decoders = [HuggingFaceGPT2(), HuggingFaceLlama(), HuggingFaceMistral(), HuggingFaceQwen2()]
+    decoders += [HuggingFaceMixtral(), HuggingFaceGPTNeoX(), HuggingFaceGPTJ(), HuggingFaceFalcon(), HuggingFaceCohere()]
     pairs = [HuggingFaceCLIP(), HuggingFaceCLIPText(), HuggingFaceCLIPVision(), OpenClip()]
+    pairs += [HuggingFaceT5(), HuggingFaceT5Encoder(), HuggingFaceSwitch(), HuggingFaceSwitchEncoder()]
+    pairs += [HuggingFaceBart(), HuggingFaceMarian()]
     return [HuggingFaceViT(), HuggingFaceDeiT(), TimmViT(), HuggingFaceSwin(), TimmSwin(), *texts, *decoders, *pairs]
 
 

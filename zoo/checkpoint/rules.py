@@ -42,6 +42,36 @@ class Split(Same):
         return [(sum(shape[0] for shape in ours), *ours[0][1:])]
 
 
+class Grouped(Same):
+    """One tensor of theirs holds several of ours group by group: of each group, so much of the first, of the second, ..."""
+
+    def __init__(self, groups: int) -> None:
+        self.groups = groups
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        parts = theirs[0].unflatten(0, (self.groups, -1)).split([shape[0] // self.groups for shape in shapes], dim=1)
+        return [part.flatten(0, 1) for part in parts]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat([each.unflatten(0, (self.groups, -1)) for each in ours], dim=1).flatten(0, 1)]
+
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        return [(sum(shape[0] for shape in ours), *ours[0][1:])]
+
+
+class Stacked(Same):
+    """Theirs holds under a name each what is the first dimension of one tensor of ours, such as the experts of a layer."""
+
+    def read(self, theirs: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        return [torch.stack(list(theirs))]
+
+    def write(self, ours: Sequence[Tensor]) -> list[Tensor]:
+        return list(ours[0].unbind())
+
+    def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
+        return [ours[0][1:]] * ours[0][0]
+
+
 class Transposed(Same):
     """Theirs are matrices of (inputs, outputs), ours of (outputs, inputs); `inner` is what lies between beside that."""
 

@@ -62,16 +62,25 @@ def family_for(config: Any, library: str) -> tuple[Family, dict[str, Any]]:
     raise ConfigError(max(reasons, key=_reached, default=f"type: {library} has no model of type {config.type!r}"))
 
 
-def _reached(reason: str) -> int:
+SIDES = {"encoder": 0, "decoder": 10}
+"""How far a check has come that has reached a side."""
+
+
+def _reached(reason: str) -> float:
     """How far the check that gave this reason came, which goes from the embedding over the stack to the head.
 
-    A family whose stack or attention is of another type altogether is not the nearest one.
+    A family whose stack or attention is of another type altogether is not the nearest one. Of an encoder and a decoder the
+    first is checked first, and what both share after them.
     """
     place = reason.partition(":")[0]
-    if place == "stack":
+    side, _, rest = place.partition(".")
+    if side in SIDES:
+        return SIDES[side] + _reached(rest) + 0.1 * place.count(".")
+    if place in ("stack", "type"):
         return 0
     inside = "." in place and not place.endswith(".attention")
-    return {"embedding": 0, "stack": 2, "head": 4}.get(place.partition(".")[0], 0) + inside
+    order = {"embedding": 0, "stack": 2, "head": 4, "share_embeddings": 20, "decoder_input": 20, "padding": 20}
+    return order.get(side, 0) + inside
 
 
 def write_folder(

@@ -16,6 +16,7 @@ from zoo.cli.embed import embed
 from zoo.cli.generate import generate
 from zoo.cli.inspect import components, show
 from zoo.cli.listing import list_models, schema
+from zoo.cli.plan import plan
 from zoo.cli.predict import predict
 from zoo.cli.train import evaluate, train
 from zoo.cli.weights import convert, load_report, verify
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command("list")(list_models)
 app.command("show")(show)
+app.command("plan")(plan)
 app.command("components")(components)
 app.command("attend")(attend)
 app.command("schema")(schema)

@@ -44,19 +44,28 @@ def search(
     inputs: Annotated[list[str], typer.Argument(help="Image files and folders of them, and at the end what to look for.")],
     top: Annotated[int, typer.Option(min=1, help="How many images.")] = 9,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Draw them into a picture, such as found.png.")] = None,
+    backend: Annotated[str, typer.Option(help="What compares vectors: matrix, or faiss, which finds the same.")] = "matrix",
+    index: Annotated[
+        str | None, typer.Option(help="Where the vectors of the folder are kept; by default FOLDER.zoo-index.safetensors.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the vectors of folders for the next search.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Find the images that fit a text best."""
     from zoo.cli.progress import telling
     from zoo.errors import InputError
+    from zoo.inspect.picture import check_path
 
     if len(inputs) < 2:
         raise InputError("search: expected a folder of images and a text, as in: zoo search MODEL FOLDER 'a red car'")
+    if output is not None:
+        check_path(Path(output))
     with telling(quiet=as_json) as tell:
         tell("loading")
         from zoo.training.zero_shot import search as find
 
-        found = find(source, inputs[:-1], inputs[-1], top=top)
+        chosen: Any = backend
+        found = find(source, inputs[:-1], inputs[-1], top=top, backend=chosen, index=index, keep=keep, tell=tell)
     if output is not None:
         _draw(Path(output), found, inputs[-1])
     if as_json:
@@ -72,22 +81,20 @@ def _draw(path: Path, found: list[Any], title: str) -> None:
     """The images in a grid, the best first."""
     import math
 
-    from zoo.errors import ConfigError
     from zoo.extras import require
+    from zoo.inspect.image import _opened
+    from zoo.inspect.picture import _word, write
 
     library = require("matplotlib.figure", "train", "pictures")
-    images = require("PIL.Image", "train", "images")
     columns = math.ceil(math.sqrt(len(found)))
     rows = math.ceil(len(found) / columns)
-    figure = library.Figure(figsize=(2.2 * columns, 2.4 * rows + 0.4), layout="constrained")
-    figure.suptitle(title)
+    figure = library.Figure(figsize=(max(2.2 * columns, 3.4), 2.4 * rows + 0.4), layout="constrained", facecolor="white")
+    figure.suptitle(title.replace("$", r"\$"), fontsize=11)
     for place, hit in enumerate(found, 1):
         axes = figure.add_subplot(rows, columns, place)
         axes.set_axis_off()
-        axes.set_title(f"{hit.cosine:.3f}  {Path(hit.name).name}"[:28], fontsize=8)
-        with images.open(hit.name) as image:
-            axes.imshow(image.convert("RGB"), interpolation="nearest")
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--output: {path} cannot be written: {error}") from None
+        axes.set_title(f"{hit.cosine:.3f}  {_word(Path(hit.name).name)}", fontsize=8)
+        small = _opened(Path(hit.name), "RGB")
+        small.thumbnail((440, 440))
+        axes.imshow(small, interpolation="nearest" if max(small.size) < 100 else "antialiased")
+    write(figure, path)

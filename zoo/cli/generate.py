@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -18,7 +19,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
 class Writer(NamedTuple):
-    """A model that continues texts."""
+    """A model that continues texts, or writes a text for each that it reads."""
 
     model: Any
     tokenizer: Tokenizer
@@ -26,6 +27,8 @@ class Writer(NamedTuple):
     """Stands before every text, as it did in training; None where the tokenizer says what does."""
     ends: list[int]
     """The tokens that end a text."""
+    reads: bool = False
+    """Whether an encoder reads the prompt, so that what is written is a text of its own."""
 
 
 class Written(NamedTuple):
@@ -62,7 +65,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="How many prompts of a file are continued at once.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Continue a text; it appears as it is written."""
+    """Continue a text, or write its translation where the model has an encoder; it appears as it is written."""
     from zoo.cli.progress import telling
 
     options = {
@@ -72,12 +75,15 @@ def generate(
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
     options |= {"max_new_tokens": max_new_tokens, "do_sample": do_sample or any(name in options for name in SAMPLING)}
-    prompts = _prompts(prompt or [], file, column)
+    lines = _prompts(prompt or [], file, column)
+    prompts = lines if prompt else [line for line in lines if line]
     with telling(quiet=as_json) as tell:
         tell("loading")
         writer = open_writer(source)
         rows = [_ids(writer, text) for text in prompts]
-    alone = len(rows) * (num_return_sequences or 1) == 1 and not as_json and (num_beams or 1) == 1
+    lines = lines if writer.reads else prompts
+    samples = num_return_sequences or 1
+    alone = len(lines) * samples == 1 and not as_json and (num_beams or 1) == 1
     start = time.perf_counter()
     if alone:
         written = [_spoken(writer, prompts[0], rows[0], options)]
@@ -87,15 +93,16 @@ def generate(
         with telling(quiet=as_json) as tell:
             for some in _batches(writer, prompts, rows, options, batch_size):
                 written.extend(some)
-                tell(f"{len(written)} of {len(rows) * (num_return_sequences or 1)} texts")
+                tell(f"{len(written)} of {len(rows) * samples} texts")
         seconds = time.perf_counter() - start
         if not as_json:
-            print("\n---\n".join(each.prompt + each.text for each in written))
+            texts = _beside(lines, written, samples) if writer.reads else (each.prompt + each.text for each in written)
+            print(("\n" if writer.reads else "\n---\n").join(texts))
     tokens = sum(len(each.ids) for each in written)
     if as_json:
-        texts = [{"prompt": each.prompt, "text": each.text, "tokens": len(each.ids)} for each in written]
+        plain = [{"prompt": each.prompt, "text": each.text, "tokens": len(each.ids)} for each in written]
         figures = {"tokens": tokens, "seconds": round(seconds, 4), "tokens_per_second": round(tokens / seconds, 2)}
-        print(json.dumps({"texts": texts, **figures}, indent=2))
+        print(json.dumps({"texts": plain, **figures}, indent=2))
     else:
         print(f"zoo: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
@@ -113,12 +120,12 @@ def open_writer(source: str) -> Writer:
 
     model, data, task = opened(Path(source), None, None, needs_data=False)
     tokenizer = tokenizer_of(model, source, data)
-    kind = task.get("type") if isinstance(task, Mapping) else task
+    kind, reads = task.get("type") if isinstance(task, Mapping) else task, model.config.type == "encoder-decoder"
     if kind == "causal-language":
         first, last = boundaries(tokenizer)
         return Writer(model, tokenizer, first, [last])
     named = _named_ends(Path(getattr(model.load_report, "place", None) or source))
-    return Writer(model, tokenizer, None, named or ([] if tokenizer.end is None else [tokenizer.end]))
+    return Writer(model, tokenizer, None, named or ([] if tokenizer.end is None else [tokenizer.end]), reads)
 
 
 def _named_ends(place: Path) -> list[int]:
@@ -152,13 +159,37 @@ def _prompts(given: list[str], file: str | None, column: str | None) -> list[str
         found = sentences_of(file, column)
     if not any(found):
         raise InputError(f"{'standard input' if file in (None, '-') else file}: there is no prompt in it")
-    return [each for each in found if each]
+    return found
 
 
 def _ids(writer: Writer, text: str) -> list[int]:
+    from zoo.errors import InputError
     from zoo.generation.text import prompt_ids
+    from zoo.training.texts import longest
 
+    if writer.reads and not text:
+        raise InputError("the prompt is empty: there is nothing to read")
+    if writer.reads:
+        return writer.tokenizer.encode(text, longest(writer.model))
     return prompt_ids(writer.tokenizer, text, writer.start)
+
+
+def _beside(lines: Sequence[str], written: Sequence[Written], samples: int) -> Iterator[str]:
+    """What was written for each line; blank ones stay, so that both files can be laid side by side."""
+    texts = (each.text for each in written)
+    for line in lines:
+        yield from islice(texts, samples) if line else [""]
+
+
+def _inputs(writer: Writer, rows: list[list[int]]) -> tuple[dict[str, Any], int]:
+    """The inputs of `generate`, and how many tokens of what it gives stand in front of what is written."""
+    from zoo.generation.text import padded
+    from zoo.training.texts import batch_of
+
+    if writer.reads:
+        return batch_of(rows, writer.tokenizer.padding, writer.model.device), 1
+    inputs = padded(rows, writer.tokenizer.padding, writer.model.device)
+    return inputs, inputs["input_ids"].shape[1]
 
 
 def _settings(writer: Writer, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,46 +200,46 @@ def _settings(writer: Writer, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _spoken(writer: Writer, prompt: str, ids: list[int], options: Mapping[str, Any]) -> Written:
     """Continues one text, which is printed as it comes."""
-    from zoo.generation.text import TextStream, padded
+    from zoo.generation.text import TextStream
 
-    stream = TextStream(writer.tokenizer, ids)
+    stream = TextStream(writer.tokenizer, () if writer.reads else ids)
     pieces: list[str] = []
 
     def say(tokens: Any) -> None:
-        if not pieces:  # the prompt appears as soon as it is certain that something follows
+        if not pieces and not writer.reads:  # the prompt appears as soon as it is certain that something follows
             print(prompt, end="")
         pieces.append(stream.add(int(tokens[0])))
         print(pieces[-1], end="", flush=True)
 
     try:
-        writer.model.generate(**padded([ids], None, writer.model.device), **_settings(writer, options), streamer=say)
+        writer.model.generate(**_inputs(writer, [ids])[0], **_settings(writer, options), streamer=say)
         pieces.append(stream.end())
         print(pieces[-1], flush=True)
     except KeyboardInterrupt:
         print(flush=True)
         raise
-    return Written(prompt, "".join(pieces), stream.ids[len(ids) :])
+    return Written(prompt, "".join(pieces), stream.ids[0 if writer.reads else len(ids) :])
 
 
 def _batches(
     writer: Writer, prompts: Sequence[str], rows: list[list[int]], options: Mapping[str, Any], size: int
 ) -> Iterator[list[Written]]:
     """Continues texts, so many at once."""
-    from zoo.generation.text import TextStream, padded
+    from zoo.generation.text import TextStream
 
     samples = int(options.get("num_return_sequences", 1))
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
-        inputs = padded(some, writer.tokenizer.padding, writer.model.device)
+        inputs, first = _inputs(writer, some)
         settings = _settings(writer, options)
         if "seed" in options:  # each text has a seed of its own, whatever others are in its batch
             settings["seed"] = options["seed"] + start * samples
-        found = writer.model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :].tolist()
+        found = writer.model.generate(**inputs, **settings)[:, first:].tolist()
         texts = []
         for number, ids in enumerate(found):
             prompt = start + number // samples
             kept = _until(ids, writer.ends, settings.get("pad_token_id"))
-            stream = TextStream(writer.tokenizer, rows[prompt])
+            stream = TextStream(writer.tokenizer, () if writer.reads else rows[prompt])
             text = "".join([*(stream.add(each) for each in kept), stream.end()])
             texts.append(Written(prompts[prompt], text, kept))
         yield texts

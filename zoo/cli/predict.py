@@ -25,12 +25,12 @@ def predict(
     data: Annotated[str | None, typer.Option(help="Classify these data instead.")] = None,
     split: Annotated[str, typer.Option(help="Which part of the data: train, validation or test.")] = "test",
     top: Annotated[
-        int | None, typer.Option(min=1, help="How many answers for each input; by default 3 classes, or 5 tokens.")
+        int | None, typer.Option(min=1, help="How many answers for each input; by default 3 classes, 5 tokens, or 1 text.")
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Write a .csv file instead of printing.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Classify images, texts or a part of the data, fill the masks in texts, or say which token comes next."""
+    """Classify images, texts or a part of the data, fill the masks in texts, say what comes next, or translate."""
     from zoo.cli.progress import telling
     from zoo.errors import UnknownNameError, did_you_mean
 

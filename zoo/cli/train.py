@@ -46,18 +46,21 @@ def train(
 
 def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder, a model's folder, a checkpoint or a Hub id.")],
+    changes: Annotated[list[str] | None, typer.Argument(help="Changes of the run, as in data.batch_size=8.")] = None,
     data: Annotated[str | None, typer.Option(help="On which data; by default those of the run.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on the part of the data that no training sees."""
     from zoo.cli.progress import telling
+    from zoo.config.merge import parse_overrides
 
+    change = parse_overrides(changes or [])
     with telling(quiet=as_json) as tell:
         tell("loading")
         from zoo.training.evaluate import evaluate as measure
 
         tell("evaluating")
-        result = measure(source, data)
+        result = measure(source, data, changes=change)
     if as_json:
         print(json.dumps({**result.metrics, "examples": result.examples}, indent=2))
         return
@@ -143,7 +146,7 @@ def _print_seeds(
 
 
 def _figure(name: str, value: float) -> str:
-    return f"{value * 100:.2f} %" if name.endswith("accuracy") else f"{value:.4f}"
+    return f"{value * 100:.2f} %" if name.endswith(("accuracy", "exact_match")) else f"{value:.4f}"
 
 
 def _numbers(seeds: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from zoo import registry
 from zoo.config.base import Config, Slot, slot_of
@@ -89,6 +89,9 @@ def _merge_fields(base: Mapping[str, Any], change: Mapping[str, Any], cls: type[
         if inner is not None:
             # an absent base still matters: `attention.heads: 3` must not lose the slot's default type
             merged[name] = merge(merged.get(name), value, inner)
+        elif (each := _slot_of_entries(field)) is not None and isinstance(value, Mapping):
+            old = merged.get(name) or {}
+            merged[name] = {**old, **{key: merge(old.get(key), entry, each) for key, entry in value.items()}}
         elif isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
             merged[name] = _merge_fields(merged[name], value, _plain_class(field))
         elif isinstance(value, Mapping) and _is_list(merged.get(name)) and value and all(_number(k) is not None for k in value):
@@ -140,6 +143,13 @@ def _config_class(kind: str, name: str | None) -> type[Config] | None:
 def _plain_class(field: Any) -> type[Config] | None:
     annotation = getattr(field, "annotation", None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, Config) else None
+
+
+def _slot_of_entries(field: Any) -> Slot | None:
+    """The slot of each value of a field that is a mapping of names to parts."""
+    annotation = getattr(field, "annotation", None)
+    values = get_args(annotation)[1:] if get_origin(annotation) is dict else ()
+    return next((mark for mark in get_args(values[0])[1:] if isinstance(mark, Slot)), None) if values else None
 
 
 def _shared(old: type[Config] | None, new: type[Config] | None) -> set[str]:

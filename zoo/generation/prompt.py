@@ -68,7 +68,7 @@ def _vocabulary(model: Any) -> int:
         raise InputError(
             f"generate: this needs a head that scores the next token, such as 'language-model', and this is {found}"
         )
-    if not getattr(model.stack, "decodes", False):
+    if not getattr(model, "decodes", getattr(model.stack, "decodes", False)):
         raise InputError("generate: tokens of this model depend on later ones; only causal attention can be continued")
     return int(embedding.vocabulary)
 

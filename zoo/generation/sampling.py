@@ -85,7 +85,7 @@ def decode(
             scores = processors(tokens[:, :place], scores)
         if kept.scores is not None:
             kept.scores.append(scores)
-        new = scores.argmax(-1) if chance is None else draw(scores, chance[:, place - start])
+        new = scores.max(-1).indices if chance is None else draw(scores, chance[:, place - start])
         if ended is not None:
             new = new.masked_fill(ended, fill or 0)
         tokens[:, place] = new

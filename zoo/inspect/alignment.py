@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.inspect.attention import Heads, _checked
+from zoo.inspect.attention import Heads, numbered
 from zoo.inspect.hooks import compiled_code_off, inner
 
 
@@ -50,7 +50,7 @@ def alignment(
     if getattr(plain.config, "type", None) != "encoder-decoder":
         raise InputError(f"alignment: this needs a model of type 'encoder-decoder', and this is {plain.config.type!r}")
     depth = len(plain.decoder.stack.layers)
-    which = _checked("layers", layers, depth) if layers is not None else tuple(range(depth))
+    which = numbered("layers", layers, depth) if layers is not None else tuple(range(depth))
     if isinstance(heads, str) and heads != "mean":
         raise InputError(f"heads: expected numbers or 'mean', got {heads!r}")
     training = plain.training
@@ -63,7 +63,7 @@ def alignment(
     seen = [output.cross_attentions[layer] for layer in which]
     if heads == "mean":
         return Alignment(which, None, tuple(maps.mean(1, keepdim=True) for maps in seen), output)
-    some = tuple(range(seen[0].shape[1])) if heads is None else _checked("heads", heads, seen[0].shape[1])
+    some = tuple(range(seen[0].shape[1])) if heads is None else numbered("heads", heads, seen[0].shape[1])
     return Alignment(which, some, tuple(maps[:, list(some)] for maps in seen), output)
 
 

@@ -46,7 +46,7 @@ def attend(
 ) -> Attended:
     """See `zoo.attend`."""
     names = attention_layers(model)
-    chosen = _checked("layers", layers, len(names)) if layers is not None else tuple(range(len(names)))
+    chosen = numbered("layers", layers, len(names)) if layers is not None else tuple(range(len(names)))
     if isinstance(heads, str) and heads != "mean":
         raise InputError(f"heads: expected numbers or 'mean', got {heads!r}")
     maps: dict[int, Tensor] = {}
@@ -61,7 +61,7 @@ def attend(
                 maps[number] = weights.mean(1, keepdim=True)
             else:
                 picked.append(
-                    _checked("heads", heads, weights.shape[1]) if heads is not None else tuple(range(weights.shape[1]))
+                    numbered("heads", heads, weights.shape[1]) if heads is not None else tuple(range(weights.shape[1]))
                 )
                 # copied, since a part of a map would hold the whole of it
                 maps[number] = weights if heads is None else weights[:, list(picked[-1])].clone()
@@ -206,7 +206,7 @@ def _layouts(output: Any) -> list[Layout]:
     return [value for value in output if isinstance(value, Layout)] if isinstance(output, tuple) else []
 
 
-def _checked(what: str, numbers: Sequence[int], available: int) -> tuple[int, ...]:
+def numbered(what: str, numbers: Sequence[int], available: int) -> tuple[int, ...]:
     """The numbers, counted from 0."""
     if isinstance(numbers, (str, bytes)) or not isinstance(numbers, Sequence):
         raise InputError(f"{what}: expected a list of numbers, got {numbers!r:.60}")

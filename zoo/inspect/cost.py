@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +85,18 @@ def example_inputs(model: nn.Module, batch: int = 1, tokens: int | None = None) 
         lengths = [None if hasattr(tower.config.embedding, "image_size") else tokens for tower in towers]
         given = [example_inputs(tower, batch, length) for tower, length in zip(towers, lengths)]
         return {name: value for each in given for name, value in each.items()}
+    if isinstance(getattr(model, "encoder", None), Model):  # which reads as many tokens as are written
+        sides = [getattr(model, name) for name in ("encoder", "decoder")]
+        lengths = [None if hasattr(side.config.embedding, "image_size") else tokens for side in sides]
+        read, written = (example_inputs(side, batch, length) for side, length in zip(sides, lengths))
+        return {**read, "decoder_input_ids": written["input_ids"]}
+    if hasattr(model, "embeddings"):  # of many tasks; the first one stands for the others, unless `task` is among the inputs
+        whole: Any = model
+        found: dict[str, Any] = {"task": next(iter(whole.config.tasks))}
+        for name in whole.config.read_by(found["task"]):
+            one: Any = SimpleNamespace(embedding=whole.embeddings[name], parameters=whole.parameters)
+            found |= example_inputs(one, batch, None if hasattr(one.embedding.config, "image_size") else tokens)
+        return found
     embedding: Any = getattr(model, "embedding", None)
     config: Any = getattr(embedding, "config", None)
     names = getattr(embedding, "inputs", ())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.inspect.attention import _checked, _evaluating, attend, attention_layers
+from zoo.inspect.attention import _evaluating, attend, attention_layers, numbered
 from zoo.inspect.hooks import capture, inner
 
 
@@ -88,7 +88,7 @@ def relevance(
         raise InputError(f"pixel_values: expected one image (1, channels, height, width), got {tuple(pixel_values.shape)}")
     tower = plain.vision
     names = [f"{name}.pattern" for name in attention_layers(tower)]
-    chosen = range(len(names)) if layers is None else sorted(set(_checked("layers", layers, len(names))))
+    chosen = range(len(names)) if layers is None else sorted(set(numbered("layers", layers, len(names))))
     inputs = {"pixel_values": pixel_values.detach()}
     if tuple(pixel_values.shape[2:]) != tuple(getattr(tower.config.embedding, "image_size", ())):
         inputs["interpolate_pos_encoding"] = True  # type: ignore[assignment]

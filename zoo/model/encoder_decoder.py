@@ -122,6 +122,7 @@ class EncoderDecoder(Model):
         logits_to_keep: int | None = None,
         output_hidden_states: Any = False,
         output_attentions: Any = False,
+        output_router_logits: bool = False,
         **named: Any,
     ) -> EncoderDecoderOutput:
         """Runs the encoder, unless what it gave is given, and the decoder.
@@ -139,7 +140,7 @@ class EncoderDecoder(Model):
             past_key_values, use_cache, score_mask, logits_to_keep: of the decoder, as a transformer takes them. Keys and
                 values of the encoder's tokens are kept too, so that a later call needs neither `input_ids` nor
                 `encoder_outputs`, nor their mask.
-            output_hidden_states, output_attentions: of both, as a transformer takes them.
+            output_hidden_states, output_attentions, output_router_logits: of both, as a transformer takes them.
 
         Raises:
             InputError: an input that does not fit, or an argument that this model cannot honour.
@@ -148,6 +149,7 @@ class EncoderDecoder(Model):
         if decoder_input_ids is None:
             decoder_input_ids = self._decoder_input(labels, own.get("input_ids"))
         kept = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        kept["output_router_logits"] = output_router_logits
         continues = isinstance(past_key_values, Cache) and past_key_values.layers[0].across is not None
         seen = self._encoded(own, attention_mask, encoder_outputs, continues, kept)
         mask = attention_mask if attention_mask is None or attention_mask.ndim == 2 else None
@@ -175,6 +177,9 @@ class EncoderDecoder(Model):
             encoder_last_hidden_state=None if seen is None else seen.last_hidden_state,
             encoder_hidden_states=None if seen is None else seen.hidden_states,
             encoder_attentions=None if seen is None else seen.attentions,
+            encoder_router_logits=None if seen is None else seen.router_logits,
+            decoder_router_logits=written.router_logits,
+            router_loss=_both(None if seen is None else seen.router_loss, written.router_loss),
         )
 
     def shifted(self, labels: Tensor) -> Tensor:
@@ -285,11 +290,18 @@ class EncoderDecoder(Model):
             tokens = getattr(outputs, "last_hidden_state", None)
             if not isinstance(tokens, Tensor):
                 raise InputError(f"encoder_outputs: expected what model.encoder(...) gave, got {type(outputs).__name__}")
-            states, maps = getattr(outputs, "hidden_states", None), getattr(outputs, "attentions", None)
-            return TransformerOutput(last_hidden_state=tokens, hidden_states=states, attentions=maps)
+            kept_too = {name: getattr(outputs, name, None) for name in ("hidden_states", "attentions", "router_logits")}
+            return TransformerOutput(last_hidden_state=tokens, **kept_too)
         if all(given.get(name) is None for name in self.encoder.embedding.inputs):
             if continues:
                 return None
             raise InputError(f"{self.encoder.embedding.inputs[0]} is missing: this model reads it, or encoder_outputs")
         read: TransformerOutput = self.encoder(**given, attention_mask=mask, **kept)
         return read
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """The sum of two losses, as far as there are any."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second

@@ -57,11 +57,12 @@ class AlibiPosition(AttentionPosition):
         super().__init__()
         self.config, self.heads, self.head_size = config, heads, head_size
         self.slopes = slopes(heads)
+        self.name = ("alibi", heads, head_size if config.scaled else None, config.model_dump_json())
         self._warned = False
 
     @property
     def identity(self) -> Hashable:
-        return ("alibi", self.heads, self.head_size if self.config.scaled else None, self.config.model_dump_json())
+        return self.name
 
     def turned(self, query: Tensor, key: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         self._warned = self._warned or warn_beyond(self.config.length, layout, query.shape[2])

@@ -27,6 +27,22 @@ class Step(NamedTuple):
     """What the metrics compare with `targets`: for a classification the logits (batch, classes)."""
     targets: Tensor
     """What was wanted: for a classification the labels (batch,). The loss is a mean over so many."""
+    task: str | None = None
+    """Of which of several tasks it is, whose metrics begin with this name and a slash; None where there is one task."""
+
+    def measured(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the metrics to which this step has something to say."""
+        start = "" if self.task is None else f"{self.task}/"
+        return {name: metric for name, metric in metrics.items() if name.startswith(start)}
+
+
+def with_router_loss(loss: Tensor, output: Any) -> Tensor:
+    """The loss, and what the routers of a model with experts add to it in training; of two towers, those of both."""
+    towers = [getattr(output, f"{name}_model_output", None) for name in ("text", "vision")]
+    for each in (output, *towers):
+        own = getattr(each, "router_loss", None)
+        loss = loss if own is None else loss + own
+    return loss
 
 
 class Task:

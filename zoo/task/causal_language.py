@@ -17,7 +17,7 @@ from zoo.data.byte_pairs import BytePairs
 from zoo.data.windows import boundaries
 from zoo.errors import DataError
 from zoo.task import compression
-from zoo.task.base import Direction, Step, Task, TaskConfig
+from zoo.task.base import Direction, Step, Task, TaskConfig, with_router_loss
 from zoo.task.masked_language import IGNORED
 
 
@@ -50,7 +50,7 @@ class CausalLanguage(Task):
             tokenizer = getattr(data, "tokenizer", None)
             if self.merge_dropout and tokenizer in ("bytes", "wordpiece"):
                 yield ("task", "merge_dropout"), f"tokenizer {tokenizer!r} has no merges; choose 'bpe', or leave this out"
-            yield from within("model", _unfit(model))
+            yield from within("model", unfit(model))
             if data is not None and not hasattr(data, "tokenizer"):
                 yield ("data",), f"task 'causal-language' needs texts, and data {data.type!r} have none"
 
@@ -88,11 +88,12 @@ class CausalLanguage(Task):
         """
         inputs, following, sizes = _asked(batch)
         guessed = following != IGNORED
-        scores: Tensor = model(**inputs, score_mask=guessed).logits.float()
+        output = model(**inputs, score_mask=guessed)
+        scores: Tensor = output.logits.float()
         targets = following[guessed]
         costs = functional.cross_entropy(scores, targets, reduction="none")
         said = torch.stack([costs.detach(), sizes[guessed].to(costs.dtype)], dim=-1)
-        return Step(costs.mean() if len(targets) else scores.sum(), said, targets)
+        return Step(with_router_loss(costs.mean(), output) if len(targets) else scores.sum(), said, targets)
 
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """The bits for each byte of the text.
@@ -103,7 +104,7 @@ class CausalLanguage(Task):
         from zoo.task.bits_per_byte import BitsPerByte
 
         try:  # a run's config was checked, but a model of a user's own script is seen here for the first time
-            raise_problems("model", _unfit(model.config))
+            raise_problems("model", unfit(model.config))
         except ValidationError as error:
             raise config_error(error, "model") from None
         return {"bits_per_byte": BitsPerByte()}
@@ -113,12 +114,12 @@ class CausalLanguage(Task):
         return compression.references(data, split)
 
 
-def _unfit(model: Any) -> Iterator[Problem]:
-    """Where a model's config does not allow this task."""
+def unfit(model: Any, task: str = "causal-language") -> Iterator[Problem]:
+    """Where a model's config does not allow a task in which each token is guessed from those before it."""
     head = model.head
     if getattr(head, "type", None) != "language-model":
         found = "none" if head is None else repr(head.type)
-        yield ("head",), f"task 'causal-language' needs a head of type 'language-model', and this is {found}"
+        yield ("head",), f"task {task!r} needs a head of type 'language-model', and this is {found}"
     stack = model.stack
     own = ("stack", "block", "attention", "causal")
     kinds = stack.blocks() if hasattr(stack, "blocks") else [getattr(stack, "block", None)]

@@ -13,7 +13,7 @@ from zoo.config import Problem
 from zoo.data.base import check_labels
 from zoo.errors import DataError
 from zoo.extras import require
-from zoo.task.base import Step, Task, TaskConfig
+from zoo.task.base import Step, Task, TaskConfig, with_router_loss
 
 
 class Classification(Task):
@@ -52,11 +52,13 @@ class Classification(Task):
             DataError: no labels, or such that are none of the head's classes.
         """
         inputs, labels = _taken_apart(batch)
-        logits: Tensor = (model(**inputs) if isinstance(inputs, Mapping) else model(inputs)).logits
+        output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+        logits: Tensor = output.logits
         targets = _targets(labels, logits.shape[-1])
         smoothing = self.config.label_smoothing if model.training else 0.0
         wanted = labels.float() if labels.is_floating_point() else targets
-        return Step(functional.cross_entropy(logits.float(), wanted, label_smoothing=smoothing), logits, targets)
+        loss = functional.cross_entropy(logits.float(), wanted, label_smoothing=smoothing)
+        return Step(with_router_loss(loss, output), logits, targets)
 
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """The share of examples whose highest score is the right class."""

@@ -13,10 +13,11 @@ from torch import Tensor
 from zoo import registry
 from zoo.config import Config, Slot
 from zoo.config.base import raise_problems
+from zoo.config.merge import merge, unflatten
 from zoo.config.messages import config_error
 from zoo.config.source import read_yaml
 from zoo.data.base import Data, SplitName
-from zoo.errors import ConfigError, DataError, ZooError
+from zoo.errors import ConfigError, DataError, ZooError, did_you_mean
 from zoo.resources import packaged
 from zoo.task.base import Task
 from zoo.training.folder import CONFIG
@@ -30,12 +31,19 @@ class Evaluation(NamedTuple):
     examples: int
     """On how many examples; for language models, how many tokens were guessed."""
     predictions: Tensor
-    """What the model said: for a classification the logits (examples, classes); see `zoo.task.base.Step`."""
+    """What the model said: for a classification the logits (examples, classes); see `zoo.task.base.Step`. Of several tasks,
+    whose answers have different shapes, nothing."""
     targets: Tensor
     """What was wanted: for a classification the labels (examples,)."""
 
 
-def evaluate(model: Any, data: Any = None, task: Any = None, split: SplitName = "test") -> Evaluation:
+def evaluate(
+    model: Any,
+    data: Any = None,
+    task: Any = None,
+    split: SplitName = "test",
+    changes: Mapping[str, Any] | None = None,
+) -> Evaluation:
     """Measures a model.
 
     Args:
@@ -43,6 +51,7 @@ def evaluate(model: Any, data: Any = None, task: Any = None, split: SplitName = 
         data: the name, the fields or the config of data (default: those of the run).
         task: the same of a task (default: that of the run, else `classification`).
         split: which part; "test" is the part that no training sees.
+        changes: fields of data and task that are to be others than the run says: `{"data.batch_size": 8}`.
 
     Raises:
         ConfigError: the data do not fit the model, or none are named.
@@ -52,7 +61,7 @@ def evaluate(model: Any, data: Any = None, task: Any = None, split: SplitName = 
     if isinstance(model, (str, Path)):
         home = files_of(model)
         model, data, task = opened(Path(model), data, task)
-    data, task = checked("data", data), checked("task", task or "classification")
+    data, task = _changed(data, task or "classification", changes or {})
     try:
         raise_problems("eval", task.problems(model=model.config, data=data))
         raise_problems("eval", data.problems(model=model.config))
@@ -64,27 +73,44 @@ def evaluate(model: Any, data: Any = None, task: Any = None, split: SplitName = 
     return _measured(model, examples, goal, split)
 
 
+def _changed(data: Any, task: Any, changes: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The configs of data and task, with other fields where `changes` say so."""
+    change = unflatten(changes)
+    for name, value in change.items():
+        if name not in ("data", "task") or not isinstance(value, (str, Mapping)):
+            hint = did_you_mean(name, ("data", "task")) or "; see zoo train for changing what is trained"
+            raise ConfigError(f"{name}: expected a field of data or task, as in data.batch_size=8{hint}")
+    merged = {name: merge(value, change.get(name, {}), Slot(name)) for name, value in (("data", data), ("task", task))}
+    return checked("data", merged["data"]), checked("task", merged["task"])
+
+
 @torch.inference_mode()
 def _measured(model: Any, data: Data, task: Task, split: SplitName) -> Evaluation:
     was_training = model.training
     model.eval()
-    metrics, loss, predictions, targets = task.metrics(model), 0.0, [], []
+    metrics, predictions, targets = task.metrics(model), [], []
+    losses: dict[str, list[float]] = {}  # the sum, and over how many targets: of all, and of each task where there are several
     for metric in metrics.values():
         metric.distributed_available_fn = lambda: False  # this process alone sees all examples
     for batch in data.loader(split):
         step = task.step(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-        loss += float(step.loss) * len(step.targets)
-        said = step.predictions.cpu()
-        predictions.append(said.float() if said.is_floating_point() else said)
-        targets.append(step.targets.cpu())
-        for metric in metrics.values():
-            metric.update(predictions[-1], targets[-1])
+        for name in ("loss", *(() if step.task is None else (f"{step.task}/loss",))):
+            before = losses.get(name, [0.0, 0])
+            losses[name] = [before[0] + float(step.loss) * len(step.targets), before[1] + len(step.targets)]
+        said, wanted = step.predictions.cpu(), step.targets.cpu()
+        said = said.float() if said.is_floating_point() else said
+        for metric in step.measured(metrics).values():
+            metric.update(said, wanted)
+        # what different tasks say has different shapes: of them, the targets alone are kept, to be counted
+        predictions.append(said if step.task is None else said.new_empty(0))
+        targets.append(wanted)
     model.train(was_training)
     everything = torch.cat(targets)
     if len(everything) == 0:
         raise DataError(f"{data.place}: nothing in its {split} part is asked of a model")
     figures = {name: float(metric.compute()) for name, metric in metrics.items()}
-    figures |= {"loss": loss / len(everything), **task.references(data, split, everything)}
+    figures |= {name: total / number for name, (total, number) in losses.items() if number}
+    figures |= task.references(data, split, everything)
     return Evaluation(figures, len(everything), torch.cat(predictions), everything)
 
 
@@ -119,11 +145,8 @@ def opened(source: Path, data: Any, task: Any, needs_data: bool = True) -> tuple
     """
     from zoo.api import load
 
-    home = next((folder for folder in (source, source.parent) if (folder / CONFIG).is_file()), None)
-    if home is not None:
-        run = read_yaml(home / CONFIG)
-        if isinstance(run, Mapping):
-            data, task = data or run.get("data"), task or run.get("task")
+    home, run = run_of(source)
+    data, task = data or run.get("data"), task or run.get("task")
     if source == home:
         if not (source / "model").is_dir():
             raise ZooError(f"{source}: this run is not finished; evaluate {source / 'last.ckpt'}, or go on with --resume")
@@ -131,3 +154,10 @@ def opened(source: Path, data: Any, task: Any, needs_data: bool = True) -> tuple
     if data is None and needs_data:
         raise ConfigError(f"data: {source} belongs to no run, so say on what to measure it: --data digits")
     return load(source), data, task
+
+
+def run_of(source: Path) -> tuple[Path | None, Mapping[str, Any]]:
+    """The folder of the run that a model belongs to, and the fields of the run; None and nothing where there is none."""
+    home = next((folder for folder in (source, source.parent) if (folder / CONFIG).is_file()), None)
+    run = None if home is None else read_yaml(home / CONFIG)
+    return home, run if isinstance(run, Mapping) else {}

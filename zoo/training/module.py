@@ -142,7 +142,9 @@ class ZooModule(lightning.LightningModule):
             self._check_loss(step.loss, index)
         size = len(step.targets)
         self.log(f"{stage}_loss", step.loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
-        for name, metric in self.metrics[f"{stage}_"].items():  # type: ignore[operator, union-attr]
+        if step.task is not None:
+            self.log(f"{stage}_{step.task}/loss", step.loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        for name, metric in step.measured(self.metrics[f"{stage}_"]).items():  # type: ignore[arg-type]
             metric.update(step.predictions.detach(), step.targets)
             self.log(f"{stage}_{name}", metric, on_step=False, on_epoch=True, batch_size=size)
         return step.loss

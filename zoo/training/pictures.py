@@ -12,7 +12,12 @@ from zoo.extras import require
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#555555"
 """Okabe and Ito's colours, which colour-blind people tell apart too."""
-CURVES = {"loss": "loss (cross-entropy)", "accuracy": "accuracy (%)", "bits_per_byte": "bits per byte"}
+CURVES = {
+    "loss": "loss (cross-entropy)",
+    "accuracy": "accuracy (%)",
+    "exact_match": "exact match (%)",
+    "bits_per_byte": "bits per byte",
+}
 """What stands at the axes."""
 
 
@@ -24,9 +29,10 @@ def learning_curve(rows: Sequence[Mapping[str, float]], final: Mapping[str, floa
         final: figures of the whole run; `test_loss` and `test_accuracy` are drawn.
     """
     figure = _figure(9.0, 3.8)
-    other = "bits_per_byte" if "test_bits_per_byte" in final else "accuracy"
+    other = next((name for name in ("bits_per_byte", "exact_match") if f"test_{name}" in final), "accuracy")
+    share = CURVES[other].endswith("(%)")
     for axes, name in zip(figure.subplots(1, 2), ("loss", other)):
-        scale = 100.0 if name == "accuracy" else 1.0
+        scale = 100.0 if name == other and share else 1.0
         for stage, colour, line in (("train", BLUE, "-"), ("validation", ORANGE, "--")):
             points = [(row["epoch"], row[f"{stage}_{name}"] * scale) for row in rows if f"{stage}_{name}" in row]
             if points:
@@ -34,7 +40,7 @@ def learning_curve(rows: Sequence[Mapping[str, float]], final: Mapping[str, floa
                 axes.plot(*zip(*points), line, color=colour, label=what, linewidth=1.8, marker="o" if len(points) < 3 else "")
         value = final.get(f"test_{name}")
         if value is not None and rows:
-            text = f"{value * scale:.2f} %" if name == "accuracy" else f"{value:.3f}"
+            text = f"{value * scale:.2f} %" if scale > 1 else f"{value:.3f}"
             axes.plot(rows[-1]["epoch"], value * scale, "D", color=GREEN, markersize=7, label=f"test, at the end: {text}")
         axes.set(xlabel="epoch", ylabel=CURVES[name])
         axes.grid(alpha=0.3)

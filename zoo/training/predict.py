@@ -15,6 +15,7 @@ from zoo.data.base import SplitName
 from zoo.errors import ConfigError, DataError, InputError
 from zoo.inspect.image import example_of, preparation, read_image
 from zoo.training.evaluate import checked, files_of, opened
+from zoo.training.predict_target import answers
 from zoo.training.predict_text import FILLED, classify, fill, follow
 from zoo.training.prediction import Prediction, likeliest
 
@@ -30,7 +31,7 @@ def predict(
     top: int | None = None,
     batch_size: int = 64,
 ) -> Iterator[Prediction]:
-    """Classifies inputs, fills the masks in texts, or says which tokens come next.
+    """Classifies inputs, fills the masks in texts, says which tokens come next, or writes a text for a text.
 
     Args:
         source: a run's folder, or what `zoo.load` takes.
@@ -38,7 +39,7 @@ def predict(
             any, a part of the data is classified.
         data: the name, the fields or the config of data (default: those of the run).
         split: which part of them is classified where there are no inputs.
-        top: how many answers for each input (default: three classes, or five tokens).
+        top: how many answers for each input (default: three classes, five tokens, or one text).
         batch_size: how many inputs are classified at once.
 
     Raises:
@@ -47,6 +48,10 @@ def predict(
         WeightsError: the model cannot be read.
     """
     model, data, _ = opened(Path(source), data, None, needs_data=False)
+    if model.config.type == "encoder-decoder":
+        texts, part = [str(each) for each in inputs], checked("data", data) if data is not None else None
+        yield from answers(model, source, texts, part, split=split, top=top or 1, batch_size=batch_size)
+        return
     head = model.config.head
     if getattr(head, "type", None) in (*FILLED, "language-model"):
         answer = fill if head.type in FILLED else follow

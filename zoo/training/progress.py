@@ -69,6 +69,7 @@ def figures(metrics: Any) -> str:
     for name, value in metrics.items():
         if name.startswith(f"{stage}_"):
             label = name.removeprefix(f"{stage}_")
-            number = f"{float(value) * 100:.1f} %" if label == "accuracy" else f"{float(value):.3f}"
+            share = label.rpartition("/")[2] in ("accuracy", "exact_match")
+            number = f"{float(value) * 100:.1f} %" if share else f"{float(value):.3f}"
             words.append(f"{label} {number}")
     return f"{'  '.join(words)}  ({stage})" if words else ""

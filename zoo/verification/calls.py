@@ -35,7 +35,7 @@ def both_called(
     """The calls of all cases, one after another; what is no whole number is of `dtype`."""
     for case, batch in batches.items():
         pasts: tuple[dict[str, Any], ...] = ({}, {})
-        if CHUNKS in batch and not getattr(ours.stack, "decodes", False):
+        if CHUNKS in batch and not getattr(getattr(ours, "decoder", ours).stack, "decodes", False):
             continue  # ours sees later tokens, which the other cases show
         if CHUNKS in batch:
             pasts = {"past_key_values": library.new_cache(theirs)}, {"past_key_values": ours.new_cache()}
@@ -45,3 +45,7 @@ def both_called(
                 if torch.is_tensor(value) and value.is_floating_point():
                     inputs[name] = value.to(dtype)
             yield Call((case, number), inputs, {**inputs, **pasts[0]}, {**inputs, **pasts[1]}, kept)
+            if CHUNKS in batch and number == 0 and "decoder_input_ids" in inputs:
+                read = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
+                pasts[0]["encoder_outputs"] = library.encoded(theirs, read)
+                pasts[1]["encoder_outputs"] = ours.get_submodule("encoder")(**read)

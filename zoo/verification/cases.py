@@ -15,21 +15,32 @@ CHUNKS = "chunks"
 def calls(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The inputs of each call of a case: all of them in one, or so many tokens after another as `chunks` says.
 
-    A mask says of all tokens so far which are real; everything else is of the new ones.
+    A mask says of all tokens so far which are real; everything else is of the new ones. Of an encoder and a decoder these are
+    the decoder's; the encoder reads once, and its mask is given each time.
     """
     given = {name: value for name, value in inputs.items() if name != CHUNKS}
     if CHUNKS not in inputs:
         return [given]
+    decoder = "decoder_" if "decoder_input_ids" in inputs else ""
+    once = {name: value for name, value in given.items() if not name.startswith(decoder)}
     ends = torch.tensor(inputs[CHUNKS]).cumsum(0).tolist()
-    return [
-        {name: value[:, (0 if name == "attention_mask" else start) : end] for name, value in given.items()}
+    found = [
+        {
+            name: value[:, (0 if name == f"{decoder}attention_mask" else start) : end]
+            for name, value in given.items()
+            if name not in once
+        }
         for start, end in zip([0, *ends], ends)
     ]
+    still = {name: value for name, value in once.items() if name == "attention_mask"}
+    return [{**(once if number == 0 else still), **each} for number, each in enumerate(found)]
 
 
 def cases(config: Any, library: str, seed: int, examples: int = 2) -> dict[str, dict[str, Any]]:
     """Inputs by name, in float64: plain ones, and those that take another way through the model."""
     generator = torch.Generator().manual_seed(seed + 100)
+    if hasattr(config, "encoder"):
+        return _sequences(config, generator, examples)
     if config.stack is None:
         return _pairs(config, library, seed, examples)
     if config.embedding.type == "tokens":
@@ -48,6 +59,36 @@ def _pairs(config: Any, library: str, seed: int, examples: int) -> dict[str, dic
         texts = {kind: batch for kind, batch in texts.items() if set(batch) == {"input_ids"}}
     named = {f"{kind} and images": {**batch, **images["images"]} for kind, batch in texts.items()}
     return named | {kind: {**texts["texts"], **batch} for kind, batch in images.items() if kind != "images"}
+
+
+def _sequences(config: Any, generator: torch.Generator, examples: int) -> dict[str, dict[str, Any]]:
+    """Texts that are read, each way, and texts that are written: each way, made of labels, and over a cache."""
+    read, written = (_texts(each, generator, examples, tokens) for each, tokens in ((config.encoder, 24), (config.decoder, 19)))
+    plain = written["texts"]["input_ids"]
+    batches = {
+        kind: {**batch, "decoder_input_ids": plain}
+        for kind, batch in read.items()
+        if not {"position_ids", CHUNKS} & batch.keys()
+    }
+    nothing = torch.zeros_like(read["texts"]["input_ids"])
+    nothing[1:] = 1
+    batches["a source of padding alone"] = {**batches["texts"], "attention_mask": nothing}
+    for kind, batch in written.items():
+        if kind != "texts" and "position_ids" not in batch and CHUNKS not in batch:
+            batches[f"decoder {kind}"] = {
+                **batches["padded on the right"],
+                "decoder_input_ids": batch["input_ids"],
+                "decoder_attention_mask": batch["attention_mask"],
+            }
+    if config.decoder.head is not None:
+        labels = plain.masked_fill(torch.rand(plain.shape, generator=generator) < 0.2, -100)
+        batches["labels"] = {**read["holes"], "labels": labels}
+    if config.decoder_input == "shifted":
+        batches["nothing to write"] = read["padded on the right"]
+    over = {CHUNKS: (plain.shape[1] - 6, 3, 1, 1, 1) if plain.shape[1] > 6 else (1,) * plain.shape[1]}
+    batches["over a cache"] = {**batches["padded on the right"], **over}
+    batches["over a cache, decoder holes"] = {**batches["decoder holes"], **over}
+    return batches
 
 
 def _images(embedding: Any, library: str, generator: torch.Generator, examples: int) -> dict[str, dict[str, Any]]:
@@ -105,8 +146,13 @@ def _texts(config: Any, generator: torch.Generator, examples: int, tokens: int =
     embedding, blocks = config.embedding, config.stack.blocks()
     windows = [getattr(block.attention, "window", 0) for block in blocks]
     tokens = max([tokens, *(2 * window + 3 for window in windows if isinstance(window, int) and window <= 50)])
-    rotary = any(getattr(block.attention, "position", None) is not None for block in blocks)
+    inside = [position for block in blocks if (position := getattr(block.attention, "position", None)) is not None]
+    rotary, looked_up = bool(inside), any(getattr(position, "order", "") == "interleaved" for position in inside)
+    if any(getattr(position, "rounding", "") == "bfloat16" for position in inside):
+        tokens = max(tokens, 264)  # the first places that are rounded
     far = 5000 if rotary and embedding.position is None else tokens + 2  # there the rounding of angles is seen
+    if looked_up:  # GPT-J's angles stand in a table, which ends
+        far = next(position.length for position in inside) or far
     length = getattr(embedding.position, "length", None) or far
     most = length - (embedding.padding + 1 if embedding.count == "unpadded" else 0)
     own_globals = any(getattr(block.attention, "global_projections", False) for block in blocks)
@@ -164,6 +210,9 @@ def _texts(config: Any, generator: torch.Generator, examples: int, tokens: int =
         batches["over a cache"] = {**texts(), CHUNKS: chunks}
         if "padded on the left" in batches:
             batches["over a cache, padded on the left"] = {**batches["padded on the left"], CHUNKS: chunks}
+    if any(block.feedforward.type == "mixture-of-experts" for block in blocks):
+        for batch in (each for each in batches.values() if CHUNKS not in each):
+            batch["output_router_logits"] = True
     return batches
 
 

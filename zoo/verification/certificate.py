@@ -54,17 +54,43 @@ def _changes(then: Mapping[str, Any], now: Config, path: str) -> Iterator[str]:
 def part(config: Any, memory: float = 20.0) -> tuple[Any, str | None]:
     """What is verified of a model in so many GiB, and what that is in words; None for all of it.
 
-    Uniform stacks are cut, of a model or of its towers; one of stages is measured whole.
+    Uniform stacks are cut, of a model or of its towers; one of stages is measured whole. Where not even one layer fits, it is
+    measured at a half of its width, or a quarter, ...
     """
     towers = [name for name in type(config).model_fields if hasattr(getattr(config, name), "stack")]
     kinds = {each.stack.type for each in ([getattr(config, name) for name in towers] or [config])}
     if on_meta(config).num_parameters() * PEAK <= memory * 2**30 or kinds != {"uniform"}:
         return config, None
-    fields, notes = config.model_dump(), []
+    fields, notes = config.model_dump(), list[str]()
+    if getattr(config, "share_embeddings", False) and config.decoder.embedding.vocabulary > WORDS:
+        notes = [f"{WORDS:,} of {config.decoder.embedding.vocabulary:,} tokens"]
+        for name in towers:  # which are to agree
+            fields[name]["embedding"]["vocabulary"] = WORDS
     for name in towers or [""]:
         whole, cut = (getattr(config, name), fields[name]) if name else (config, fields)
         notes += [f"{name} {note}".strip() for note in _cut(fields, cut, whole, PART // max(len(towers), 1))]
+    width = config.stack.width if config.stack is not None else 0
+    while width and on_meta(validate(fields)).num_parameters() * PEAK > memory * 2**30:
+        if not _narrow(fields["stack"]):
+            break
+    if width and fields["stack"]["width"] < width:
+        notes.append(f"{fields['stack']['width']:,} of {width:,} channels")
     return validate(fields), ", ".join(notes)
+
+
+def _narrow(stack: dict[str, Any]) -> bool:
+    """Halves a stack's width, with heads as large as before; whether it can."""
+    attention, feedforward = stack["block"]["attention"], stack["block"]["feedforward"]
+    inside = [part for part in (feedforward, feedforward.get("expert"), feedforward.get("shared")) if part is not None]
+    heads, kv_heads = attention["heads"], attention["kv_heads"] or attention["heads"]
+    if heads % 2 or (kv_heads < heads and heads // 2 % kv_heads) or stack["pattern"]:
+        return False
+    attention["heads"], stack["width"] = heads // 2, stack["width"] // 2
+    attention["kv_heads"] = attention["kv_heads"] and min(kv_heads, heads // 2)
+    for part in inside:
+        if part.get("hidden") is not None:
+            part["hidden"] //= 2
+    return True
 
 
 def _cut(fields: dict[str, Any], cut: dict[str, Any], whole: Any, most: int) -> list[str]:
@@ -84,6 +110,21 @@ def _cut(fields: dict[str, Any], cut: dict[str, Any], whole: Any, most: int) -> 
     return [f"{layers} of {depth} layers", *notes]
 
 
+def comparable(config: Any) -> tuple[Any, str | None]:
+    """The config with sines in the order that references have, and what that is in words; None where it has it already.
+
+    Sines and cosines side by side, as in the paper, are another order of the same channels.
+    """
+    sides = ("encoder", "decoder")
+    places: list[Any] = [getattr(getattr(getattr(config, side, None), "embedding", None), "position", None) for side in sides]
+    if any(getattr(place, "type", None) != "sinusoidal" or place.order == "halves" for place in places):
+        return config, None
+    fields = config.model_dump()
+    for side in sides:
+        fields[side]["embedding"]["position"]["order"] = "halves"
+    return validate(fields), "all sines before all cosines"
+
+
 def certify(name: str, memory: float = 20.0) -> dict[str, Any]:
     """Verifies a preset at full size, or what fits into so many GiB of it, and returns its certificate.
 
@@ -91,8 +132,10 @@ def certify(name: str, memory: float = 20.0) -> dict[str, Any]:
         ZooError: it is not equal to its references.
     """
     config = resolve(name)
-    measured, note = part(config, memory)
-    small = verify(name, tiny=True)
+    near, order = comparable(config)
+    measured, note = part(near, memory)
+    note = ", ".join(each for each in (order, note) if each) or None
+    small = verify(name if order is None else near, tiny=True)
     large = verify(name if note is None else measured, training=False)
     if not (small.passed and large.passed):
         raise ZooError(f"{name} is not verified:\n{large}\n{small}")

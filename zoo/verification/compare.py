@@ -13,6 +13,9 @@ from zoo.cache import LayerCache
 from zoo.errors import ZooError
 from zoo.layout import Layout
 
+ROUTERS = ("router_logits", "encoder_router_logits", "decoder_router_logits")
+"""Outputs of which each layer's stands for itself."""
+
 
 class Seen(NamedTuple):
     """The call of a module: what it was given and what it gave."""
@@ -34,7 +37,7 @@ def pairs(taps: tuple[tuple[str, str], ...], theirs: nn.Module, ours: nn.Module,
     """Our module's name to theirs, in the order of computation, for the modules that both have.
 
     Theirs may be `A > B`, where no single module does what ours does: what A is given, and what B gives; or `A >> B`: what
-    A gives, and what B gives.
+    A gives, and what B gives; or `A < B`: what A is given, and what B is given.
     """
     found: dict[str, str] = {}
     numbered = [tap for tap in taps if "{n}" in tap[1]]
@@ -43,11 +46,16 @@ def pairs(taps: tuple[tuple[str, str], ...], theirs: nn.Module, ours: nn.Module,
     layers = [tuple(name.replace("{n}", str(layer)) for name in tap) for layer in range(depth) for tap in numbered]
     modules = dict(theirs.named_modules()), dict(ours.named_modules())
     for their_name, our_name in [*first, *layers, *last]:
-        between = " >> " if " >> " in their_name else " > "
+        between = _between(their_name)
         names = [_present(name, modules[0]) for name in their_name.split(between)]
         if all(names) and our_name in modules[1]:
             found[our_name] = between.join(name for name in names if name)
     return found
+
+
+def _between(name: str) -> str:
+    """What stands between the modules of a tap."""
+    return next((each for each in (" >> ", " < ") if each in name), " > ")
 
 
 def _present(name: str, modules: Mapping[str, nn.Module]) -> str | None:
@@ -75,19 +83,29 @@ def recording(model: nn.Module, names: Mapping[str, str]) -> Iterator[dict[str, 
 
     def note(key: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            seen[key] = Seen(tuple(map(_tokens, given[key])), _tokens(_first(output)))
+            given_here = tuple(map(_tokens, given[key]))
+            seen[key] = Seen(given_here, _tokens(_first(output)).clone())  # some models go on to write over it
+
+        return hook
+
+    def note_next(key: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen[key] = Seen(given[key], _tokens(args[0]))
 
         return hook
 
     handles: list[Any] = []
     for key, name in names.items():
-        between = " >> " if " >> " in name else " > "
+        between = _between(name)
         first, last = model.get_submodule(name.split(between)[0]), model.get_submodule(name.split(between)[-1])
         if between == " >> ":
             handles.append(first.register_forward_hook(note_output(key)))
         else:
             handles.append(first.register_forward_pre_hook(note_inputs(key), with_kwargs=True))
-        handles.append(last.register_forward_hook(note(key)))
+        if between == " < ":
+            handles.append(last.register_forward_pre_hook(note_next(key)))
+        else:
+            handles.append(last.register_forward_hook(note(key)))
     try:
         yield seen
     finally:
@@ -103,16 +121,20 @@ def own_errors(
     inputs: Mapping[str, Any],
     caches: dict[str, LayerCache] | None = None,
     layouts: Mapping[str, Layout] | None = None,
+    memory: Tensor | None = None,
 ) -> dict[str, float]:
     """How far each module of ours is from theirs when it is given what theirs was given.
 
     Args:
         layouts: of modules whose tokens are others than those that the first module is given.
         caches: what each module kept of the calls before, where they go on; it kept what it made of theirs, too.
+        memory: what cross-attention of theirs looks at.
     """
     found = {}
     for name, seen in theirs.items():
         own = (layouts or {}).get(name, layout)
+        if memory is not None and own.memory is not None:
+            own = own._replace(memory=own.memory._replace(tokens=memory))
         own = own if caches is None else own._replace(cache=caches.setdefault(name, LayerCache()))
         try:
             found[name] = error(fed(ours.get_submodule(name), name, seen, own, inputs), seen.output)
@@ -126,8 +148,13 @@ def fed(module: nn.Module, name: str, seen: Seen, layout: Layout, inputs: Mappin
     """What our module makes of what theirs was given."""
     part = name.rpartition(".")[2]
     if part == "embedding":
-        allowed = {key: value for key, value in inputs.items() if key in module.inputs + module.options}  # type: ignore[operator]
-        return _first(module(**allowed, **({"past": layout.past} if layout.past else {})))
+        given = inputs
+        if name == "decoder.embedding":
+            own = {key.removeprefix("decoder_"): value for key, value in inputs.items() if key.startswith("decoder_")}
+            given = {"input_ids": layout.ids, **own}
+        allowed = {key: value for key, value in given.items() if key in module.inputs + module.options}  # type: ignore[operator]
+        borrowed = {"table": layout.table} if getattr(module, "table", module) is None else {}
+        return _first(module(**allowed, **({"past": layout.past} if layout.past else {}), **borrowed))
     x = seen.inputs[0]
     if part == "head":
         # the reference's last linear layer sees the pooled vector: the rest of our head has no counterpart
@@ -135,6 +162,8 @@ def fed(module: nn.Module, name: str, seen: Seen, layout: Layout, inputs: Mappin
         if x.ndim == 2:
             return x if last is None else _first(last(x))
         return _first(module(x, layout))
+    if part == "cross_attention":
+        return _first(module(x, layout, memory=layout.memory))
     takes_layout = name.endswith("attention") or part.isdigit()
     return _first(module(x, layout) if takes_layout else module(x))
 
@@ -143,6 +172,8 @@ def answered(output: Any) -> dict[str, Any]:
     """What our model answers by name; each feature map, and each answer of a tower, stands for itself."""
     answers: dict[str, Any] = output._asdict()
     maps = answers.pop("feature_maps", None) or {}
+    for name in ROUTERS:
+        answers |= {f"{name}.{layer}": each for layer, each in enumerate(answers.pop(name, None) or ())}
     towers = {name: answered(value) for name, value in answers.items() if hasattr(value, "_asdict")}
     answers |= {f"{tower}.{name}": value for tower, inner in towers.items() for name, value in inner.items()}
     return answers | {f"feature_maps.{name}": each.map for name, each in maps.items()}

@@ -145,10 +145,12 @@ def _configs(target: Any, overrides: Mapping[str, Any] | None, stored: str | Pat
     base: Any = resolve(target)
     if not _expressible(base):
         base = resolve_unchanged(target) or base
-    if base.type == ours.type and getattr(base.head, "type", None) != getattr(ours.head, "type", None):
+    place = "decoder.head" if hasattr(ours, "decoder") else "head"
+    heads: list[Any] = [getattr(each, "decoder", each).head for each in (base, ours)]
+    if base.type == ours.type and getattr(heads[0], "type", None) != getattr(heads[1], "type", None):
         # another head answers another question: the reference has it too, if it knows such a model
-        other = validate(merge_overrides(base.model_dump(), {"head": ours.head and ours.head.model_dump()}))
-        if _expressible(other) or getattr(ours.head, "type", None) == "multiple-choice":
+        other = validate(merge_overrides(base.model_dump(), {place: heads[1] and heads[1].model_dump()}))
+        if _expressible(other) or getattr(heads[1], "type", None) == "multiple-choice":
             base = other  # what takes several texts for each example is compared with the like or not at all
     return base, ours
 
@@ -235,26 +237,37 @@ def _compare(library: Library, pair: Pair, batches: Batches, result: Comparison)
     """Everything in float64: each module within its model, and alone on the reference's own inputs."""
     _, theirs, ours, names, exact = pair
     layers = {layer.name: layer for layer in result.layers}
-    itself = {name: name for name in names} | {"layout": "stack" if ours.stack is not None else "text.stack"}
+    itself = {name: name for name in names} | {"layout": _stack_of(ours)}
     for call in both_called(library, theirs, ours, batches):
         with recording(theirs, names) as seen, recording(ours, itself) as own:
             answers, mine = library.call(theirs, call.theirs), answered(ours(**call.ours))
         exact[call.name] = {**{name: each.output for name, each in seen.items()}, **answers}
         layout, each = own["layout"].inputs[1], layouts(own)
-        alone = own_errors(ours, seen, layout, call.inputs, call.kept, each)
+        alone = own_errors(ours, seen, layout, call.inputs, call.kept, each, answers.get("encoder_last_hidden_state"))
         for name in names:
+            if name not in seen and "encoder_outputs" in call.theirs:
+                continue  # an encoder whose outputs are given is not called again
             layer = layers.setdefault(name, Layer(name))
             layer.own = max(layer.own, alone[name])
-            if not name.startswith("head") or own[name].output.shape == seen[name].output.shape:
+            if name not in own:  # ours does without it
+                layer.float64 = float("inf")
+            elif not name.startswith("head") or own[name].output.shape == seen[name].output.shape:
                 layer.float64 = max(layer.float64, error(own[name].output, seen[name].output))
         for name, answer in answers.items():
             layer = layers.setdefault(name, Layer(name))
             layer.float64 = max(layer.float64, error(mine[name], answer))
-        wrong = next((name for name in names if not alone[name] <= TOLERANCE), None)
+        wrong = next((name for name in names if not alone.get(name, 0.0) <= TOLERANCE), None)
         # what is wrong over a cache alone is no field's fault
         if wrong is not None and not result.suspects and not result.exchanged and call.kept is None:
             result.suspects = suspects(ours, wrong, seen[wrong], each.get(wrong, layout), call.inputs)
     result.layers = list(layers.values())
+
+
+def _stack_of(model: Model) -> str:
+    """The name of the stack whose layout stands for modules that are told none."""
+    if model.stack is not None:
+        return "stack"
+    return "decoder.stack" if hasattr(model, "decoder") else "text.stack"
 
 
 @torch.no_grad()
@@ -276,7 +289,7 @@ def _single(library: Library, pair: Pair, batches: Batches, result: Comparison) 
             continue  # a second call would add to the cache again
         with recording(ours, {name: name for name in names}) as own:
             ours(**call.inputs)
-        for name in names:
+        for name in own:
             if own[name].output.shape == exact[call.name][name].shape:
                 layers[name].float32 = max(layers[name].float32, error(own[name].output, exact[call.name][name]))
                 layers[name].noise = max(layers[name].noise, error(seen[name].output, exact[call.name][name]))
@@ -297,7 +310,8 @@ def _gradients(library: Library, pair: Pair, batches: Batches, result: Compariso
     losses[1].backward()
     values = [parameter.data for parameter in theirs.parameters()]
     for parameter in theirs.parameters():
-        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        if parameter.requires_grad:  # what is not learned stays as it is
+            parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.grad = None
     library.save(theirs, folder / "gradients")
     for parameter, value in zip(theirs.parameters(), values):

@@ -63,7 +63,8 @@ def _config_at(model: Any, name: str) -> tuple[Any, str, dict[str, Any]]:
     if model.stack is None:  # of two towers
         tower, _, inside = name.partition(".")
         found, path, context = _config_at(getattr(model, tower), inside)
-        return found, f"{tower}.{path}", context
+        borrows = inside == "embedding" and getattr(getattr(model, tower).embedding, "table", model) is None
+        return found, f"{tower}.{path}", {**context, "own_table": False} if borrows else context
     config, width = model.config, {"width": model.stack.width}
     if name == "head" and config.head is not None:
         return config.head, name, head_context(config, getattr(model.stack, "output_width", model.stack.width))
@@ -79,7 +80,7 @@ def _config_at(model: Any, name: str) -> tuple[Any, str, dict[str, Any]]:
     block = config.stack.blocks()[int(match[1])]
     if hasattr(config.stack, "stage_of"):
         width = {"width": config.stack.width_of(config.stack.stage_of()[int(match[1])])}
-    part = (match[2] or "").replace("attention_norm", "norm").replace("feedforward_norm", "norm")
+    part = "norm" if (match[2] or "").endswith("_norm") else match[2] or ""
     return (getattr(block, part), f"stack.block.{part}", width) if part else (block, "stack.block", width)
 
 

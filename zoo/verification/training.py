@@ -21,10 +21,19 @@ SITES: dict[str, tuple[str, ...]] = {
     "embedding and block dropout": ("embedding.dropout", "stack.block.dropout"),
     "embedding, block and head dropout": ("embedding.dropout", "stack.block.dropout", "head.dropout"),
     "embedding dropout": ("embedding.dropout",),
+    "block dropout": ("stack.block.dropout",),
     "block and feed-forward dropout": ("stack.block.dropout", "stack.block.feedforward.dropout"),
     "attention dropout": ("stack.block.attention.dropout",),
     "attention dropout of texts": ("text.stack.block.attention.dropout",),
     "attention dropout of images": ("vision.stack.block.attention.dropout",),
+    "embedding and block dropout of both sides": tuple(
+        f"{side}.{field}" for side in ("encoder", "decoder") for field in ("embedding.dropout", "stack.block.dropout")
+    ),
+    "attention dropout of both sides": (
+        "encoder.stack.block.attention.dropout",
+        *(f"decoder.stack.block.{part}.dropout" for part in ("attention", "cross_attention")),
+    ),
+    "feed-forward dropout of both sides": tuple(f"{side}.stack.block.feedforward.dropout" for side in ("encoder", "decoder")),
     "drop path": ("stack.drop_path",),
     "head dropout": ("head.dropout",),
     "both head dropouts": ("head.dropout", "head.dense_dropout"),
