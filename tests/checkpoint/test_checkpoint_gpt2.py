@@ -295,7 +295,7 @@ def test_a_field_that_is_not_supported_is_refused_by_name(saved: Make, field: st
         ("initializer_range", "x", "std"),
         ("architectures", ["GPT2DoubleHeadsModel"], "architectures: GPT2DoubleHeadsModel is not supported"),
         ("architectures", "GPT2Model", "architectures: expected a list"),
-        ("model_type", "gptj", "'gptj' are not supported; expected .*gpt2"),
+        ("model_type", "codegen", "'codegen' are not supported; expected .*gpt2"),
     ],
 )
 def test_a_broken_field_is_refused(saved: Make, field: str, value: Any, words: str) -> None:

@@ -49,6 +49,7 @@ def test_activations_are_those_of_the_formula(checkpointing: bool, expected: int
     assert layer / (3 * TOKENS * WIDTH) == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [Strategy("single"), Strategy("fsdp", 4), Strategy("fsdp x tensor", 2, 2)])
 @pytest.mark.parametrize(("precision", "checkpointing"), [("32-true", False), ("bf16-mixed", True)])
 def test_a_few_layers_tell_of_all(strategy: Strategy, precision: str, checkpointing: bool) -> None:
@@ -62,6 +63,7 @@ def test_a_few_layers_tell_of_all(strategy: Strategy, precision: str, checkpoint
     assert max(total(found.peaks).values()) == pytest.approx(max(total(whole.peaks).values()), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "change"), [("gpt2", {**TEXT, "stack.depth": 3}), ("vit-tiny", IMAGE)])
 @pytest.mark.parametrize(("precision", "checkpointing"), [("32-true", False), ("32-true", True), ("bf16-mixed", False)])
 def test_the_same_step_on_real_tensors(name: str, change: dict[str, Any], precision: str, checkpointing: bool) -> None:
@@ -137,6 +139,7 @@ def test_all_families_can_be_planned() -> None:
         assert found.fits and found.estimates[0].micro_batch == 2, name
 
 
+@pytest.mark.slow
 def test_the_largest_model_takes_seconds() -> None:
     start = time.process_time()
     found = zoo.plan("palm-540b", devices=1024, batch=1024, tokens=2048, precision="bf16-true", checkpointing=True)

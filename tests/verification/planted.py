@@ -26,3 +26,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, mutation: Callable[[Any], object], *,
     monkeypatch.setattr(run, "load_model", mutated)
     if not export:
         monkeypatch.setattr(run, "_export", lambda *arguments: None)
+
+
+def every_second_is_slow(cases: list[Any]) -> list[Any]:
+    """The cases, of which `make test` runs every other one and `make test-all` all."""
+    return [pytest.param(*case, marks=pytest.mark.slow) if place % 2 else case for place, case in enumerate(cases)]
