@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+import zoo
 import zoo.verification.run as run
+from zoo.verification.shrink import shrink
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, mutation: Callable[[Any], object], *, export: bool = False) -> None:
@@ -31,3 +33,14 @@ def plant(monkeypatch: pytest.MonkeyPatch, mutation: Callable[[Any], object], *,
 def every_second_is_slow(cases: list[Any]) -> list[Any]:
     """The cases, of which `make test` runs every other one and `make test-all` all."""
     return [pytest.param(*case, marks=pytest.mark.slow) if place % 2 else case for place, case in enumerate(cases)]
+
+
+def one_of_each(names: list[str]) -> list[Any]:
+    """The presets; of those that are one model when they are tiny, `make test` takes the first."""
+    kinds: list[Any] = []
+    found: list[Any] = []
+    for name in names:
+        tiny = shrink(zoo.get_config(name))
+        found.append(pytest.param(name, marks=pytest.mark.slow) if tiny in kinds else name)
+        kinds.append(tiny)
+    return found

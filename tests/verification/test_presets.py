@@ -1,18 +1,14 @@
 """Every preset equals its references: small here, at full size in the slow run."""
 
 import pytest
+from planted import one_of_each
 
 import zoo
 
 TIMM_ONLY = {"deit3-small": "embedding.prefix_position", "vit-base-registers": "embedding.class_token"}
 
 
-@pytest.mark.parametrize("name", [
-    # of those that are one model when they are tiny, one is enough for `make test`
-    pytest.param(name, marks=pytest.mark.slow) if name.startswith(("swin-small", "swin-base", "swin-large-")) else name
-    for name in zoo.list_models()
-    if zoo.get_config(name).type == "transformer"
-])  # fmt: skip
+@pytest.mark.parametrize("name", one_of_each([n for n in zoo.list_models() if zoo.get_config(n).type == "transformer"]))
 def test_a_preset_equals_its_references(name):
     """Forward, gradients, train mode and export, in float64 to 1e-10 and in float32 to the reference's own noise."""
     report = zoo.verify(name, tiny=True)
