@@ -44,3 +44,10 @@ def one_of_each(names: list[str]) -> list[Any]:
         found.append(pytest.param(name, marks=pytest.mark.slow) if tiny in kinds else name)
         kinds.append(tiny)
     return found
+
+
+def verified(monkeypatch: pytest.MonkeyPatch, mutation: Callable[[Any], object], preset: str, overrides: Any) -> Any:
+    """What `zoo.verify` says of a tiny decoder with this mistake planted: of its forward pass, against transformers."""
+    plant(monkeypatch, mutation)
+    config = zoo.get_config(preset, overrides)
+    return zoo.verify(config, reference="transformers", tiny=True, training=False, gradients=False)

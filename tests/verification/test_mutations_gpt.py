@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from planted import every_second_is_slow, plant
+from planted import every_second_is_slow, verified
 from torch import nn
 
 import zoo
@@ -398,12 +398,6 @@ CASES = [
     *(("qwen2.5-0.5b", {}, mutation, "stack.layers.0.attention") for mutation in (drop_query_bias, drop_value_bias)),
     *(("gpt2", CLASSES, mutation, "logits") for mutation in (pool_the_first_token, pool_the_last_place)),
 ]  # fmt: skip
-
-
-def verified(monkeypatch, mutation, preset, overrides):
-    plant(monkeypatch, mutation)
-    config = zoo.get_config(preset, overrides)
-    return zoo.verify(config, reference="transformers", tiny=True, training=False, gradients=False)
 
 
 @pytest.mark.parametrize(("preset", "overrides", "mutation", "name"), every_second_is_slow(CASES))

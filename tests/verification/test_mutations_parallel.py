@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from planted import every_second_is_slow, plant
+from planted import every_second_is_slow, verified
 from torch import nn
 
-import zoo
 from zoo.checkpoint.huggingface_falcon import ALIBI
 from zoo.registry import make
 
@@ -245,12 +244,6 @@ CASES = [
     *(("gpt-neox-20b", SEQUENTIAL, *each) for each in {at_the_same_time: WHOLE, swap_norms: NORM}.items()),
     *(("palm-62b", {}, *each) for each in PALM.items()),
 ]
-
-
-def verified(monkeypatch, mutation, preset, overrides):
-    plant(monkeypatch, mutation)
-    config = zoo.get_config(preset, overrides)
-    return zoo.verify(config, reference="transformers", tiny=True, training=False, gradients=False)
 
 
 @pytest.mark.parametrize(("preset", "overrides", "mutation", "name"), every_second_is_slow(CASES))

@@ -144,7 +144,7 @@ def _flops(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int]:
     return {name.removeprefix(root).removeprefix("."): number for name, number in counts.items() if name != "Global"}
 
 
-class _FusedAttention(TorchFunctionMode):
+class FusedAttention(TorchFunctionMode):
     """Attention on the meta device keeps what the fused kernel keeps, not the weights of all pairs of tokens."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -188,7 +188,7 @@ def _memory(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int]:
         return tensor
 
     watching = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with _following(model, where), watching, torch.enable_grad(), _FusedAttention():
+    with _following(model, where), watching, torch.enable_grad(), FusedAttention():
         model(**inputs)
     return counts
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from zoo.inspect.cost import _FusedAttention
+from zoo.inspect.cost import FusedAttention
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 """Float32 throughout; float32 weights with products in bfloat16; bfloat16 throughout."""
@@ -54,7 +54,7 @@ class _Mixed(TorchFunctionMode):
 def forward_pass(precision: str) -> Iterator[None]:
     """A training step's forward pass in this precision."""
     with ExitStack() as stack:
-        stack.enter_context(_FusedAttention())
+        stack.enter_context(FusedAttention())
         if precision == "bf16-mixed":
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
             mixed = stack.enter_context(_Mixed())
@@ -66,7 +66,7 @@ def forward_pass(precision: str) -> Iterator[None]:
 def computed_again(precision: str) -> Iterator[None]:
     """A checkpointed block in the backward pass; checkpointing itself restores autocast, whose memory is then short."""
     with ExitStack() as stack:
-        stack.enter_context(_FusedAttention())
+        stack.enter_context(FusedAttention())
         if precision == "bf16-mixed":
             mixed = stack.enter_context(_Mixed())
             stack.callback(mixed.weights.clear)
