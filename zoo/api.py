@@ -235,6 +235,7 @@ def attend(
     model: torch.nn.Module,
     inputs: Any,
     *,
+    at: str = "stack.**.attention",
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | Literal["mean"] | None = None,
     rollout: bool = False,
@@ -246,7 +247,9 @@ def attend(
     Args:
         model: see `hook_points`.
         inputs: the model's first input, or a mapping of its inputs by name.
-        layers: which, from 0; negative numbers count from the last (default: all).
+        at: whose attention, as a pattern of hook points: of a model with several stacks `encoder.stack.**.attention`,
+            `decoder.stack.**.cross_attention`, `text.stack.**.attention`, and so on.
+        layers: which of these, from 0; negative numbers count from the last (default: all).
         heads: which, or "mean" for the mean over all of them (default: all).
         rollout: trace attention through all layers too (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928).
 
@@ -255,7 +258,7 @@ def attend(
     """
     from zoo.inspect.attention import attend as look
 
-    return look(model, inputs, layers=layers, heads=heads, rollout=rollout)
+    return look(model, inputs, at=at, layers=layers, heads=heads, rollout=rollout)
 
 
 def cost(

@@ -44,6 +44,22 @@ def test_maps_are_those_of_the_model(model: Any) -> None:
     assert mean.heads is None and torch.equal(mean.maps[0], expected.cross_attentions[0].mean(1, keepdim=True))
 
 
+def test_any_stack_of_a_model_can_be_looked_at(model: Any) -> None:
+    read, written = inputs()
+    given = {**read, "decoder_input_ids": model.eval().shifted(written)}
+    expected = model(**given, output_attentions=True)
+    for at, theirs in (
+        ("encoder.stack.**.attention", expected.encoder_attentions),
+        ("decoder.stack.**.attention", expected.decoder_attentions),
+        ("decoder.stack.**.cross_attention", expected.cross_attentions),
+    ):
+        seen = zoo.attend(model, given, at=at)
+        assert seen.maps and all(torch.equal(*both) for both in zip(seen.maps, theirs, strict=True)), at
+    assert zoo.attend(model, given, at="encoder.stack.**.attention", rollout=True).rollout.shape == (2, 10, 10)
+    with pytest.raises(InputError, match=r"no attention at 'stack.*'; `at` can be one of encoder.stack.\*\*.attention, decod"):
+        zoo.attend(model, given)
+
+
 def test_what_is_not_there(model: Any) -> None:
     read, written = inputs()
     with pytest.raises(InputError, match="layers: 2 is none of 0 to 1"):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.inspect.attention import Heads, numbered
-from zoo.inspect.hooks import compiled_code_off, inner
+from zoo.inspect.attention import Heads, attend
+from zoo.inspect.hooks import inner
 
 
 class Alignment(NamedTuple):
@@ -49,22 +49,9 @@ def alignment(
     plain: Any = inner(model)
     if getattr(plain.config, "type", None) != "encoder-decoder":
         raise InputError(f"alignment: this needs a model of type 'encoder-decoder', and this is {plain.config.type!r}")
-    depth = len(plain.decoder.stack.layers)
-    which = numbered("layers", layers, depth) if layers is not None else tuple(range(depth))
-    if isinstance(heads, str) and heads != "mean":
-        raise InputError(f"heads: expected numbers or 'mean', got {heads!r}")
-    training = plain.training
-    plain.eval()
-    try:
-        with torch.no_grad(), compiled_code_off():
-            output = plain(**inputs, decoder_input_ids=plain.shifted(written), output_attentions=True)
-    finally:
-        plain.train(training)
-    seen = [output.cross_attentions[layer] for layer in which]
-    if heads == "mean":
-        return Alignment(which, None, tuple(maps.mean(1, keepdim=True) for maps in seen), output)
-    some = tuple(range(seen[0].shape[1])) if heads is None else numbered("heads", heads, seen[0].shape[1])
-    return Alignment(which, some, tuple(maps[:, list(some)] for maps in seen), output)
+    asked = {**inputs, "decoder_input_ids": plain.shifted(written)}
+    seen = attend(plain, asked, at="decoder.stack.**.cross_attention", layers=layers, heads=heads)
+    return Alignment(seen.layers, seen.heads, seen.maps, seen.output)
 
 
 def letters(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, list[int]]]:

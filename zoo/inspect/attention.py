@@ -10,11 +10,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import InputError
+from zoo.errors import InputError, one_of
 from zoo.inspect.hooks import called, compiled_code_off, inner, matches
 from zoo.layout import Layout
 
 Heads = Sequence[int] | Literal["mean"] | None
+LAYERS = "stack.**.attention"
+"""The attentions of a model that has one stack."""
 
 
 class Attended(NamedTuple):
@@ -42,10 +44,16 @@ class Attended(NamedTuple):
 
 
 def attend(
-    model: nn.Module, inputs: Any, *, layers: Sequence[int] | None = None, heads: Heads = None, rollout: bool = False
+    model: nn.Module,
+    inputs: Any,
+    *,
+    at: str = LAYERS,
+    layers: Sequence[int] | None = None,
+    heads: Heads = None,
+    rollout: bool = False,
 ) -> Attended:
     """See `zoo.attend`."""
-    names = attention_layers(model)
+    names = attention_layers(model, at)
     chosen = numbered("layers", layers, len(names)) if layers is not None else tuple(range(len(names)))
     if isinstance(heads, str) and heads != "mean":
         raise InputError(f"heads: expected numbers or 'mean', got {heads!r}")
@@ -78,7 +86,7 @@ def attend(
         for name, number in wanted.items():
             stack.enter_context(_watched(plain.get_submodule(name), name, number, see))
             stack.enter_context(_told(plain.get_submodule(name), number, given))
-        embedding = getattr(plain, "embedding", None)
+        embedding = getattr(plain.get_submodule(names[0].rpartition("stack.")[0].rstrip(".")), "embedding", None)
         if isinstance(embedding, nn.Module):
             handle = embedding.register_forward_hook(lambda module, args, output: layout.extend(_layouts(output)))
             stack.callback(handle.remove)
@@ -123,16 +131,25 @@ def rollout(maps: Iterable[Tensor]) -> Tensor:
     return traced[0]
 
 
-def attention_layers(model: nn.Module) -> list[str]:
+def attention_layers(model: nn.Module, at: str = LAYERS) -> list[str]:
     """The paths of the attentions of a model's layers, in their order.
 
+    Args:
+        at: a pattern of hook points; see `zoo.inspect.hooks`.
+
     Raises:
-        InputError: it has none.
+        InputError: it has none there; the message names those of its other stacks.
     """
-    found = [name for name in called(model) if matches(tuple(name.split(".")), ("stack", "**", "attention"))]
-    if not found:
-        raise InputError(f"{type(inner(model)).__name__} has no layers with attention that zoo knows of")
-    return found
+    paths = [tuple(name.split(".")) for name in called(model)]
+    found = [".".join(path) for path in paths if matches(path, tuple(at.split(".")))]
+    if found:
+        return found
+    kind = type(inner(model)).__name__
+    elsewhere = (matches(path, ("**", "stack", "**", "attention")) or path[-1] == "cross_attention" for path in paths)
+    others = [f"{'.'.join(path[: path.index('stack') + 1])}.**.{path[-1]}" for path, is_one in zip(paths, elsewhere) if is_one]
+    if others:
+        raise InputError(f"{kind} has no attention at {at!r}; `at` can be {one_of(list(dict.fromkeys(others)))}")
+    raise InputError(f"{kind} has no layers with attention that zoo knows of")
 
 
 def _one_further(weights: Tensor, before: Tensor | None = None) -> Tensor:
