@@ -119,24 +119,24 @@ def overrides_for(draw: random.Random, paths: list[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def within_a_second(what: Any) -> Iterator[None]:
-    """Fails where the code inside takes longer than a second."""
+def not_for_ever(what: Any) -> Iterator[None]:
+    """Fails where the code inside works for longer than any config may take: two seconds of the processor, not of the clock."""
 
     def late(*_: Any) -> None:
-        raise AssertionError(f"slower than a second: {what!r:.3000}")
+        raise AssertionError(f"two seconds, and no end: {what!r:.3000}")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, 2.0)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def outcome(fields: Any, overrides: Any, build: bool) -> str:
     """What became of a config: "valid", or the message of its error; anything else fails the test."""
-    with within_a_second((overrides, fields)):
+    with not_for_ever((overrides, fields)):
         try:
             config = zoo.get_config(fields, overrides)
         except ZooError as error:
@@ -152,7 +152,7 @@ def outcome(fields: Any, overrides: Any, build: bool) -> str:
     return "valid"
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 10))])
 def test_mutated_presets(seed: int) -> None:
     draw = random.Random(seed)
     dumps = [zoo.get_config(name).model_dump(mode="json") for name in ("vit-tiny", "vit-base-registers", "deit3-small")]

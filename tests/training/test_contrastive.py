@@ -264,7 +264,7 @@ class Wrapped(nn.Module):
         return self.task.step(self.net, batch).loss
 
 
-@pytest.mark.parametrize("first", [4, 5])
+@pytest.mark.parametrize("first", [pytest.param(4, marks=pytest.mark.slow), 5])
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path, first: int) -> None:
     """With the whole batch, in float64, however unevenly the rows are divided."""
     with socket.socket() as free:

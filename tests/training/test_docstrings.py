@@ -132,6 +132,7 @@ def test_a_package_that_is_not_there() -> None:
         nothing.split("train")
 
 
+@pytest.mark.slow
 def test_simple_methods_read_the_words(data: Docstrings) -> None:
     found = baselines(data.config)
     most = max(list(data.labels("test")).count(label) for label in range(len(PACKAGES))) / len(data.split("test"))

@@ -4,7 +4,7 @@ from types import MethodType
 
 import pytest
 import torch
-from planted import plant
+from planted import one_in_four, plant
 
 import zoo
 from zoo.registry import make
@@ -134,7 +134,7 @@ def verified(monkeypatch, mutation):
     return zoo.verify("mixtral-8x7b", reference="transformers", tiny=True, training=False, gradients=False)
 
 
-@pytest.mark.parametrize(("mutation", "name"), MUTATIONS.items())
+@pytest.mark.parametrize(("mutation", "name"), one_in_four(MUTATIONS.items()))
 @torch.no_grad()
 def test_a_planted_mistake_is_caught_and_named(monkeypatch, mutation, name):
     report = verified(monkeypatch, mutation)
