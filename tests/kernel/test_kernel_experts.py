@@ -12,7 +12,9 @@ from torch import Tensor
 
 from zoo import kernel
 from zoo.config.base import Slot
-from zoo.kernel.experts import Kept, Layer, expert_feedforward, through_experts
+from zoo.kernel.experts import Layer, expert_feedforward, through_experts
+from zoo.kernel.experts_learned import Gated, Gather, Linear
+from zoo.kernel.experts_product import FEW, Kept, plainly, product
 from zoo.kernel.packed import AVAILABLE
 from zoo.registry import make
 
@@ -68,6 +70,101 @@ def test_gradients_and_gradients_of_gradients() -> None:
     assert torch.autograd.gradcheck(run, (rows, up, down)) and torch.autograd.gradgradcheck(run, (rows, up, down))
 
 
+@pytest.mark.parametrize("sizes", [[5, 0, 90, 1], [0, 0, 0, 0], [0, 70, 0, 0], [1, 0, 0, 0], [64, 65, 16, 12]], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", [(16, 8), (8, 16), (5, 3)])
+def test_gradients_of_a_layer_are_those_of_torch(sizes: list[int], biased: bool, shape: tuple[int, int]) -> None:
+    """With experts that nobody chose, one that all chose, one row and none; two rows behind are nobody's."""
+    weight, bias = drawn(4, *shape, seed=1, dtype=torch.float64), drawn(4, shape[0], seed=2, dtype=torch.float64)
+    rows = drawn(sum(sizes) + 2, shape[1], dtype=torch.float64)
+    inputs = [each.requires_grad_() for each in ([rows, weight, bias] if biased else [rows, weight])]
+    direction, found = drawn(sum(sizes), shape[0], seed=3, dtype=torch.float64), []
+    for way in (Linear.apply, plainly):
+        y = way(rows, sizes, weight, bias if biased else None)
+        gradients = torch.autograd.grad(y, inputs, direction, create_graph=True, materialize_grads=True)
+        again = torch.autograd.grad(sum(each.square().sum() for each in gradients), inputs, materialize_grads=True)
+        plain = torch.autograd.grad(
+            way(rows, sizes, weight, bias if biased else None), inputs, direction, materialize_grads=True
+        )
+        found.append([y, *gradients, *again, *plain])
+    for mine, other in zip(*found):
+        assert mine.shape == other.shape and torch.allclose(mine, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[5, 0, 90, 1], [0, 0, 0, 0], [0, 70, 0, 0], [1, 0, 0, 0], [64, 65, 16, 12]], ids=str)
+def test_gradients_of_gated_experts_are_those_of_torch(sizes: list[int]) -> None:
+    """Of all inputs, then of each alone, and gradients of gradients."""
+    rows, up, down, gate = inputs = [
+        drawn(*shape, seed=seed, dtype=torch.float64).requires_grad_()
+        for seed, shape in enumerate([(sum(sizes) + 2, 8), (4, 16, 8), (4, 8, 16), (4, 16, 8)])
+    ]
+
+    def plain(rows: Tensor, sizes: list[int], name: str, up: Tensor, down: Tensor, gate: Tensor) -> Tensor:
+        return plainly(F.silu(plainly(rows, sizes, gate, None)) * plainly(rows, sizes, up, None), sizes, down, None)
+
+    direction, found = drawn(sum(sizes), 8, seed=5, dtype=torch.float64), []
+    for way in (Gated.apply, plain):
+        y = way(rows, sizes, "silu", up, down, gate)
+        gradients = torch.autograd.grad(y, inputs, direction, create_graph=True, materialize_grads=True)
+        again = torch.autograd.grad(sum(each.square().sum() for each in gradients), inputs, materialize_grads=True)
+        y = way(rows, sizes, "silu", up, down, gate)
+        once = torch.autograd.grad(y, inputs, direction, materialize_grads=True)
+        found.append([y, *gradients, *again, *once])
+        for each in inputs:
+            alone = [other if other is each else other.detach() for other in inputs]
+            y = way(alone[0], sizes, "silu", *alone[1:])
+            found[-1] += torch.autograd.grad(y, each, direction, materialize_grads=True)
+    for mine, other in zip(*found):
+        assert mine.shape == other.shape and torch.allclose(mine, other, rtol=1e-12, atol=1e-9)
+
+
+def test_only_what_learns_has_a_gradient() -> None:
+    rows, weight, bias = drawn(15, 4), drawn(4, 8, 4, seed=1), drawn(4, 8, seed=2)
+    for learning in (rows, weight, bias):
+        learning.requires_grad_()
+        (found,) = torch.autograd.grad(Linear.apply(rows, SIZES, weight, bias).sum(), learning)
+        (wanted,) = torch.autograd.grad(plainly(rows, SIZES, weight, bias).sum(), learning)
+        learning.requires_grad_(False)
+        assert (found - wanted).abs().max() < 1e-4
+
+
+def test_rows_are_gathered_both_ways() -> None:
+    x, chosen = drawn(5, 3, dtype=torch.float64).requires_grad_(), torch.tensor([[0, 1], [2, 0], [3, 1], [1, 2], [2, 3]])
+    order = chosen.flatten().argsort(stable=True)
+    assert torch.equal(Gather.apply(x, order // 2, order.argsort()), x[order // 2])
+    run = lambda x: Gather.apply(x, order // 2, order.argsort())  # noqa: E731
+    assert torch.autograd.gradcheck(run, (x,)) and torch.autograd.gradgradcheck(run, (x,))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 12, FEW, FEW + 1, 96])
+@pytest.mark.parametrize("shape", [(48, 40), (40, 48), (7, 5)])
+def test_products_in_pieces(rows: int, shape: tuple[int, int]) -> None:
+    x, weight, bias = (drawn(*size, seed=seed) for seed, size in enumerate(((rows, shape[1]), shape, (shape[0],))))
+    y = torch.empty(rows, shape[0])
+    assert product(x, weight, bias, y) is y and torch.allclose(y, F.linear(x, weight, bias), atol=1e-5)
+    assert torch.allclose(product(x, weight.t().contiguous().t()), F.linear(x, weight), atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3, 300])
+@pytest.mark.parametrize("activation", ["silu", "gelu-tanh"])
+def test_a_block_and_its_gradients_equal_float64(tokens: int, activation: str) -> None:
+    """In training and without gradients; in the last case all tokens go to two of the experts."""
+    module = part(64, 96, activation)
+    if tokens == 300:
+        module.router.weight.data[0] = 0
+    exact, x = copy.deepcopy(module).double(), drawn(1, tokens, 64, seed=7)
+    x[..., 0] = 3.0
+    found = []
+    for each, given in ((module, x), (exact, x.double())):
+        given = given.clone().requires_grad_()
+        y = each(given)
+        gradients = torch.autograd.grad(y.square().sum(), [given, *each.parameters()], materialize_grads=True)
+        with torch.no_grad():
+            found.append([y, each(given), *gradients])
+    for mine, other in zip(*found):
+        assert (mine - other).abs().sum() <= 2e-5 * other.abs().sum()
+
+
 def test_rows_go_back_to_their_tokens() -> None:
     x, chosen = drawn(6, 3), torch.tensor([[0, 1], [2, 0], [3, 1], [1, 2], [2, 3], [0, 3]])
     weights = drawn(6, 2, seed=1)
@@ -85,12 +182,12 @@ def test_rows_go_back_to_their_tokens() -> None:
     assert (found - 2 * x * (weights * (none < 4)).sum(1, keepdim=True)).abs().max() < 1e-6
 
 
-def part(width: int = 512, hidden: int = 512) -> Any:
+def part(width: int = 512, hidden: int = 512, activation: str = "silu") -> Any:
     config = {
         "type": "mixture-of-experts",
         "experts": 3,
         "top_k": 2,
-        "expert": {"type": "gated", "hidden": hidden, "bias": False},
+        "expert": {"type": "gated", "hidden": hidden, "bias": False, "activation": activation},
     }
     module = make(Slot("feedforward").validate(config), width=width).eval()
     for number, parameter in enumerate(module.parameters()):
@@ -99,17 +196,17 @@ def part(width: int = 512, hidden: int = 512) -> Any:
 
 
 def kept(module: Any) -> Any:
-    return module.experts.__dict__["kept"].packed
+    return module.experts.prepared.packed
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="this torch has no oneDNN")
 @torch.no_grad()
 def test_weights_are_kept_from_the_second_call_on_and_never_stale() -> None:
-    module, x = part(), drawn(2, 20, 512, seed=7)
+    module, x = part(), drawn(2, 120, 512, seed=7)
     with kernel.plain():
         wanted = module(x)
     assert kept(module) is None
-    for tokens in (20, 20, 7, 13):  # rows may be as many as they are
+    for tokens in (120, 120, 70, 7, 110):  # rows may be as many as they are
         assert (module(x[:, :tokens]) - wanted[:, :tokens]).abs().max() < 1e-4
     assert kept(module) is not None
     for change in (
@@ -134,7 +231,7 @@ def test_weights_are_kept_from_the_second_call_on_and_never_stale() -> None:
 
 @pytest.mark.skipif(not AVAILABLE, reason="this torch has no oneDNN")
 def test_small_weights_and_gradients_keep_nothing() -> None:
-    small, large, x = part(64, 64), part(), drawn(1, 9, 512)
+    small, large, x = part(64, 64), part(), drawn(1, 200, 512)
     with torch.no_grad():
         small(x[..., :64]), small(x[..., :64])
     large(x), large(x)

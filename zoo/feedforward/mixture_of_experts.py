@@ -17,7 +17,10 @@ from zoo.config import Problem, Slot, within
 from zoo.config.base import PositiveInt
 from zoo.feedforward.gated import GatedFeedForward
 from zoo.feedforward.mlp import MLP
-from zoo.kernel.experts import Kept, Layer, expert_feedforward, row_counts, through_experts
+from zoo.kernel.experts import Layer, expert_feedforward, row_counts, through_experts
+from zoo.kernel.experts_product import Kept
+from zoo.kernel.packed import Preparing
+from zoo.kernel.share import share
 from zoo.layout import Layout
 from zoo.registry import make
 
@@ -98,8 +101,10 @@ class MixtureOfExperts(nn.Module):
 
     reads_layout: ClassVar[bool] = True
     """Whether a block hands it the layout, too."""
-    sharding: ClassVar[dict[str, str]] = {"router": "same", "experts": "whole", "shared": "whole"}
+    sharding: ClassVar[dict[str, str]] = {"router": "same", "experts": "experts", "shared": "same"}
     """How tensor-parallel processes divide it: see `zoo.training.sharding`."""
+    processes: Any = None
+    """The torch group of processes whose batches together are one, so that the losses count the tokens of all; None for one."""
 
     def __init__(self, config: Config, *, width: int) -> None:
         super().__init__()
@@ -116,7 +121,7 @@ class MixtureOfExperts(nn.Module):
         logits = self._scores(tokens)
         if layout is not None and layout.shared is not None:
             routed = layout.shared.setdefault("routed", {})
-            routed[id(self)] = Routed(logits, config.top_k, config.balance, config.z_loss)
+            routed[id(self)] = Routed(logits, config.top_k, config.balance, config.z_loss, self.processes)
         weights, chosen = self._choice(logits)
         if config.capacity is not None:
             chosen = self._within_capacity(chosen, x, layout)
@@ -178,13 +183,17 @@ class Routed(NamedTuple):
     top_k: int
     balance: float
     z_loss: float
+    processes: Any = None
+    """Those whose tokens count together."""
 
 
-class Experts(nn.Module):
+class Experts(Preparing):
     """Feed-forwards that are all alike; each parameter holds those of all, with the experts as its first dimension.
 
     Shapes: rows (rows, width), sorted by expert, and how many each has (experts,) -> (rows, width).
     """
+
+    memory = Kept
 
     def __init__(self, config: Any, number: int, width: int) -> None:
         super().__init__()
@@ -205,31 +214,10 @@ class Experts(nn.Module):
             up, down, gate = (self._layer(name) for name in ("up", "down", "gate"))
             dropout = plan.dropout if self.training else 0.0
             assert up is not None and down is not None
-            return expert_feedforward(rows, counts, up, plan.activation, down, gate, dropout, self.__dict__["kept"])
+            # weights that are here for the length of one call only are not prepared
+            kept = None if self._forward_pre_hooks else self.prepared
+            return expert_feedforward(rows, counts, up, plan.activation, down, gate, dropout, kept)
         return self._each(rows, counts)
-
-    def forget(self) -> None:
-        """Frees what was prepared from the weights; see `zoo.kernel.packed`."""
-        self.__dict__["kept"] = Kept()
-
-    def train(self, mode: bool = True) -> Experts:
-        self.forget()
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Experts:
-        self.forget()
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.forget()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "kept"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.forget()
 
     def initialize(self, init: Any) -> None:
         """Each expert is drawn by itself, as a feed-forward alone would be."""
@@ -242,7 +230,7 @@ class Experts(nn.Module):
     def _each(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Experts of any other kind, one after another."""
         plan = self.__dict__["plan"].train(self.training)
-        stacked = dict(self.named_parameters())
+        stacked = {name: share(parameter) for name, parameter in self.named_parameters()}
         sizes = row_counts(rows, counts)
         with kernel.plain():  # what is prepared from weights belongs to modules, and these are one for all
             if sizes is None:
@@ -263,7 +251,10 @@ class Experts(nn.Module):
 
     def _layer(self, name: str) -> Layer | None:
         module: Any = self._modules.get(name)
-        return None if module is None else Layer(module.weight, getattr(module, "bias", None))
+        if module is None:
+            return None
+        bias = getattr(module, "bias", None)
+        return Layer(share(module.weight), None if bias is None else share(bias))
 
 
 class Stacked(nn.Module):

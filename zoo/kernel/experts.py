@@ -7,7 +7,6 @@ nobody chose. Where the numbers of rows cannot be read (under a compiler), one g
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from zoo.kernel.activation import activation as named
 from zoo.kernel.activation import overwriting
-from zoo.kernel.packed import AVAILABLE
-from zoo.kernel.switch import fast, product_dtype, readable, repetition
+from zoo.kernel.experts_learned import Gated, Gather, Linear
+from zoo.kernel.experts_product import Kept, by_expert, plainly, product
+from zoo.kernel.switch import fast, product_dtype, readable
 
 
 class Layer(NamedTuple):
@@ -50,17 +50,20 @@ def through_experts(
     flat = chosen.flatten()
     order = flat.argsort(stable=True)
     counts = torch.zeros(experts + 1, dtype=torch.int64, device=x.device).scatter_add_(0, flat, torch.ones_like(flat))
-    rows = compute(x.index_select(0, order if choices == 1 else order // choices), counts[:experts])
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
+    rows = compute(_gather(x, order if choices == 1 else order // choices, place), counts[:experts])
     missing = order.shape[0] - rows.shape[0]
     if missing:
         rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
-    back = rows.index_select(0, place).unflatten(0, (-1, choices))
+    quick = fast() and product_dtype(x, rows, weights) == torch.float32
+    if full and quick and not torch.is_grad_enabled():
+        return F.embedding_bag(place.view_as(chosen), rows, mode="sum", per_sample_weights=weights)
+    back = _gather(rows, place, order).unflatten(0, (-1, choices))
     if not full:  # what stands behind the last expert's rows is nothing, whatever is written there
         back = back.masked_fill((chosen == experts)[..., None], 0.0)
     if choices == 1:
         return (back.squeeze(1) * weights).to(x.dtype)
-    if weights.dtype != back.dtype:
+    if quick or weights.dtype != rows.dtype:  # the backward pass of the product below would go from token to token
         return (back * weights[..., None]).sum(1).to(x.dtype)
     return weights[:, None].bmm(back).squeeze(1)
 
@@ -84,85 +87,47 @@ def expert_feedforward(
         kept: where prepared weights are kept from call to call.
     """
     sizes = row_counts(rows, counts)
-    if sizes is None:
-        first = _product(rows, counts, up if gate is None else gate)
-        hidden = named(activation)(first) if gate is None else named(activation)(first) * _product(rows, counts, up)
-        return _product(rows, counts, down, F.dropout(hidden, dropout))
     layers = [up, down] if gate is None else [up, down, gate]
-    tensors = [tensor for layer in layers for tensor in layer if tensor is not None]
-    usual = fast() and product_dtype(rows, *tensors) is not None
-    quiet = usual and not torch.is_grad_enabled()
-    packed = kept.weights([layer.weight for layer in layers]) if quiet and kept is not None else None
-    weights = [layer.weight.unbind() for layer in layers]
-    biases = [(None,) * len(sizes) if layer.bias is None else layer.bias.unbind() for layer in layers]
-
-    def linear(x: Tensor, layer: int, expert: int) -> Tensor:
-        if packed is None:
-            return F.linear(x, weights[layer][expert], biases[layer][expert])
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed[layer][expert], biases[layer][expert], "none", [], "")
+    tensors = [rows, *(tensor for layer in layers for tensor in layer if tensor is not None)]
+    quick = sizes is not None and fast() and product_dtype(*tensors) == torch.float32
+    if sizes is not None and quick and not torch.is_grad_enabled() and not dropout:
+        return _inferred(rows, sizes, layers, activation, kept)
+    if quick and gate is not None and not dropout and all(layer.bias is None for layer in layers):
+        y: Tensor = Gated.apply(rows, sizes, activation, *(layer.weight for layer in layers))  # type: ignore[no-untyped-call]
         return y
 
-    function, found = overwriting(activation) if quiet else named(activation), []
-    for expert, part in enumerate(rows.split([*sizes, rows.shape[0] - sum(sizes)])[:-1]):
-        if not sizes[expert]:
-            continue
-        above = linear(part, 0, expert)
-        if gate is None:
-            hidden = function(above)
-        else:
-            hidden = function(linear(part, 2, expert))
-            hidden = hidden.mul_(above) if quiet else hidden * above
-        hidden = F.dropout(hidden, dropout) if dropout else hidden
-        found.append(linear(hidden, 1, expert))
-    return torch.cat(found) if found else rows[:0]
+    def linear(x: Tensor, layer: Layer) -> Tensor:
+        if sizes is None:
+            return _product(rows, counts, layer, x)
+        if not quick:
+            return plainly(x, sizes, *layer)
+        return Linear.apply(x, sizes, *layer)  # type: ignore[no-any-return, no-untyped-call]
+
+    above = linear(rows, up)
+    hidden = named(activation)(above) if gate is None else named(activation)(linear(rows, gate)) * above
+    return linear(F.dropout(hidden, dropout) if dropout else hidden, down)
 
 
-class Kept:
-    """The weights of experts in oneDNN's layout, for inference in float32 on the CPU: what `zoo.kernel.packed` is for one
-    layer. The rules are those there, but that rows may be as many as they are, which changes from call to call.
-
-    On a 2-core AVX-512 server, 8 experts of 512 -> 1792 -> 512 features, 256 rows each: plain 47 ms, so 39; 16 rows each: 9.5
-    and 6.6.
-    """
-
-    def __init__(self) -> None:
-        self.seen = 0
-        self.packed: list[list[Tensor]] | None = None
-        self.known: list[tuple[Any, int, int, Tensor, Tensor]] = []
-        self.compared: object = None
-
-    def weights(self, weights: Sequence[Tensor]) -> list[list[Tensor]] | None:
-        """Each layer's weights by expert; None where they are not prepared, or cannot be."""
-        usual = all(w.dtype == torch.float32 and w.is_contiguous() and not w.is_inference() for w in weights)
-        if not AVAILABLE or torch.is_autocast_enabled("cpu") or not usual or weights[0][0].numel() < LEAST:
-            return None
-        if self.packed is not None and not self._unchanged(weights):
-            self.packed, self.known, self.seen = None, [], 0
-        self.seen += 1
-        if self.packed is None and self.seen > 1:
-            self._prepare(weights)
-        return self.packed
-
-    def _prepare(self, weights: Sequence[Tensor]) -> None:
-        self.packed = [[torch.ops.mkldnn._reorder_linear_weight(each.detach(), ROWS) for each in weight] for weight in weights]
-        for weight in weights:
-            live = weight.detach().view(-1).view(torch.int32)[:: max(min(weight.shape[1:]) - 1, 1)]  # of every row
-            self.known.append((weakref.ref(weight), weight._version, weight.data_ptr(), live, live.clone()))
-
-    def _unchanged(self, weights: Sequence[Tensor]) -> bool:
-        here = repetition()
-        compare = here is None or self.compared is not here
-        self.compared = here
-        return len(weights) == len(self.known) and all(
-            owner() is weight
-            and weight._version == version
-            and weight.data_ptr() == address
-            and (not compare or torch.equal(live, sample))
-            for weight, (owner, version, address, live, sample) in zip(weights, self.known)
-        )
+def _inferred(rows: Tensor, sizes: list[int], layers: list[Layer], activation: str, kept: Kept | None) -> Tensor:
+    """The same without gradients in float32 on the CPU: one expert after another, whose rows the caches still hold."""
+    weights = [layer.weight for layer in layers]
+    packed = None if kept is None else kept.weights(weights)
+    function, result = overwriting(activation), rows.new_empty(sum(sizes), weights[1].shape[1])
+    tensors = [tensor for layer in layers for tensor in layer]
+    for expert, place, up, up_bias, down, down_bias, *gate in by_expert(sizes, *tensors):
+        own = [None] * 3 if packed is None else [layer[expert] for layer in packed]
+        above = product(rows[place], up, up_bias, packed=own[0])
+        hidden = function(product(rows[place], gate[0], gate[1], packed=own[2])).mul_(above) if gate else function(above)
+        product(hidden, down, down_bias, result[place], own[1])
+    return result
 
 
-LEAST, ROWS = 2**18, 64  # weights of one expert's layer; the rows that a layout is chosen for
+def _gather(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """The rows of `x` at these places, of which each comes equally often; `inverse` says where."""
+    if not torch.is_grad_enabled() or not fast():
+        return x.index_select(0, index)
+    y: Tensor = Gather.apply(x, index, inverse)  # type: ignore[no-untyped-call]
+    return y
 
 
 def row_counts(rows: Tensor, counts: Tensor) -> list[int] | None:

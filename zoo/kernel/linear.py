@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernel.packed import AVAILABLE, WEIGHTS, Prepared, bare, product, worth_it
+from zoo.kernel.packed import AVAILABLE, WEIGHTS, Prepared, Preparing, bare, product, worth_it
 from zoo.kernel.switch import fast, product_dtype, repetition
 
 FEW = range(2, 33)  # rows
@@ -75,13 +75,15 @@ def is_narrow(x: Tensor, module: torch.nn.Module, most: int = NARROW, least: int
     return _single(x, weight, module.bias)  # type: ignore[arg-type]
 
 
-class Linear(torch.nn.Linear):
+class Linear(Preparing, torch.nn.Linear):
     """torch.nn.Linear (same parameters, initialisation and state dict), which in inference may keep its weight
     in the matrix library's layout: see `zoo.kernel.packed` for when, for the memory, and for the way out.
 
     What is kept is neither copied nor pickled, and a module with hooks, a parametrisation, an adapter around it
     or a subclass's forward is always the plain call.
     """
+
+    memory = Prepared
 
     def __init__(
         self,
@@ -107,33 +109,6 @@ class Linear(torch.nn.Linear):
         if is_narrow(input, self):
             return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
         return F.linear(input, self.weight, self.bias)
-
-    @property
-    def prepared(self) -> Prepared:
-        return self.__dict__["_prepared"]
-
-    def forget(self) -> None:
-        """Free what was prepared; it is prepared anew when the same input size has come twice again."""
-        self.__dict__["_prepared"] = Prepared()
-
-    def train(self, mode: bool = True) -> Linear:
-        self.forget()
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Linear:
-        self.forget()
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.forget()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.forget()
 
 
 def project(x: Tensor, *modules: torch.nn.Module) -> tuple[Tensor, ...]:

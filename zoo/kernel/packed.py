@@ -38,12 +38,15 @@ same model again and again (a token at a time), elements are compared the first 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from zoo.kernel.switch import fast, product_dtype, repetition
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ROWS = range(4, 2049)
 WEIGHTS, WEIGHTS_BFLOAT16, WEIGHTS_FEW = 2**20, 2**15, 3 * 2**18
@@ -61,9 +64,9 @@ class Source:
         self.version, self.address, self.shape = weight._version, weight.data_ptr(), weight.shape
         # The view keeps the storage alive, so that no other weight can come to lie at this address. Compared
         # as integers, because a not-a-number differs from itself. One step less than a row (or column) is long
-        # walks through every row and through all columns by turns.
+        # walks through every row and through all columns by turns; of many matrices in one, rows alone are enough.
         flat = weight.detach().view(-1).view(torch.int32)
-        self.live = flat[:: max(min(weight.shape) - 1, 1)]
+        self.live = flat[:: max((min(weight.shape) if weight.dim() == 2 else weight.shape[-1]) - 1, 1)]
         self.sample = self.live.clone()
 
     def unchanged(self, weight: Tensor, compare: bool = True) -> bool:
@@ -122,6 +125,40 @@ class Prepared:
         else:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(joined.to(dtype), rows)
         self.outputs = joined.shape[0]
+
+
+class Preparing(torch.nn.Module):
+    """A module that prepares weights, and frees what it prepared when they may change. It is neither copied nor pickled."""
+
+    memory: ClassVar[type[Any]]
+    """What remembers it."""
+
+    @property
+    def prepared(self) -> Any:
+        return self.__dict__["_prepared"]
+
+    def forget(self) -> None:
+        """Free what was prepared; it is prepared anew when calls repeat again."""
+        self.__dict__["_prepared"] = self.memory()
+
+    def train(self, mode: bool = True) -> Self:
+        self.forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self.forget()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.forget()
 
 
 def worth_it(x: Tensor, *modules: torch.nn.Module) -> bool:
