@@ -148,13 +148,13 @@ def test_the_largest_model_takes_seconds() -> None:
 
 
 def test_strategies_are_spelled_as_the_trainer_does() -> None:
-    assert read_strategy("{name: model_parallel, tensor_parallel: 2}", 8) == Strategy("fsdp x tensor", 4, 2)
-    assert read_strategy("model_parallel", 8) == read_strategy("fsdp", 8) == Strategy("fsdp", 8)
+    assert read_strategy("{type: model-parallel, tensor: 2}", 8) == Strategy("fsdp x tensor", 4, 2)
+    assert read_strategy("model-parallel", 8) == read_strategy("fsdp", 8) == Strategy("fsdp", 8)
     assert read_strategy("auto", 1) == Strategy("single")
     for each in all_strategies(8):
         assert read_strategy(each.trainer, 8) == each
-    with pytest.raises(ConfigError, match="data_parallel 3 x tensor_parallel 2 are 6 processes, and not 8"):
-        read_strategy({"name": "model_parallel", "data_parallel": 3, "tensor_parallel": 2}, 8)
+    with pytest.raises(ConfigError, match="data 3 x tensor 2 are 6 processes, and not 8"):
+        read_strategy({"type": "model-parallel", "data": 3, "tensor": 2}, 8)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         run([*words, "--json", "--strategy", "fsdp"])
     found = json.loads(capsys.readouterr().out)
     assert not ended.value.code and found["fits"] and found["estimates"][0]["strategy"] == "fsdp"
-    assert found["estimates"][0]["trainer"] == {"name": "model_parallel", "data_parallel": 2, "tensor_parallel": 1}
+    assert found["estimates"][0]["trainer"] == {"type": "model-parallel", "data": 2, "tensor": 1}
     with pytest.raises(SystemExit) as ended:
         run(["plan", "vit-tinny"])
     assert ended.value.code == 1 and capsys.readouterr().err.count("\n") == 1

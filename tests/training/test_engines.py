@@ -26,8 +26,8 @@ from zoo.training.sharding import misfits
 from zoo.training.swap import restore, swap_in
 
 REPOSITORY = Path(__file__).parents[2]
-FSDP = {"trainer.strategy": {"name": "model_parallel", "data_parallel": 2}}
-TENSOR = {"trainer.strategy": {"name": "model_parallel", "tensor_parallel": 2}}
+FSDP = {"trainer.strategy": {"type": "model-parallel", "data": 2}}
+TENSOR = {"trainer.strategy": {"type": "model-parallel", "tensor": 2}}
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -195,7 +195,7 @@ def test_what_fails_in_one_process_ends_both_with_one_line(tmp_path: Path, how: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("trainer.strategy.name=model_parallel", "trainer.strategy.data_parallel=2")])
+@pytest.mark.parametrize("words", [(), ("trainer.strategy.type=model-parallel", "trainer.strategy.data=2")])
 def test_ctrl_c_ends_both_with_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
     process = start_failing(tmp_path, "wait", *words)
     for _ in range(600):
@@ -210,7 +210,7 @@ def test_ctrl_c_ends_both_with_one_line(tmp_path: Path, words: tuple[str, ...]) 
 @pytest.mark.slow
 def test_two_by_two(tmp_path: Path, alone: dict[str, Any]) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
-    words = ["trainer.strategy.name=model_parallel", "trainer.strategy.data_parallel=2", "trainer.strategy.tensor_parallel=2"]
+    words = ["trainer.strategy.type=model-parallel", "trainer.strategy.data=2", "trainer.strategy.tensor=2"]
     optimizer = ["optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.options.eps=1e-3"]
     answer = subprocess.run(
         [sys.executable, "-m", "zoo", "train", "run.yaml", *words, *optimizer, "data.batch_size=64", "folder=run"],
@@ -225,20 +225,20 @@ def test_two_by_two(tmp_path: Path, alone: dict[str, Any]) -> None:
     ("overrides", "message"),
     [
         ({"trainer.strategy": "dpp"}, r"trainer\.strategy: unknown strategy 'dpp'; did you mean 'ddp'\?"),
-        ({"trainer.strategy": "model_paralel"}, r"trainer\.strategy: .* did you mean 'model_parallel'\?"),
+        ({"trainer.strategy": "model_paralel"}, r"trainer\.strategy: .* did you mean 'model-parallel'\?"),
         ({"trainer.strategy": "ddp_spawn"}, r"trainer\.strategy: 'ddp_spawn' brings no figures back .* use 'ddp'"),
-        ({"trainer.strategy": {"name": "modelparallel"}}, r"trainer\.strategy\.name: expected 'model_parallel'"),
-        ({"trainer.strategy": {"name": "model_parallel", "data_paralel": 2}}, r"did you mean 'data_parallel'\?"),
-        ({"trainer.strategy": {"name": "model_parallel", "data_parallel": 0}}, r"data_parallel: expected greater than 0"),
-        ({"trainer.strategy": "model_parallel"}, r"trainer\.strategy\.data_parallel: this field is needed"),
-        ({"trainer.strategy": "model_parallel", "trainer.devices": 1}, r"one process has nothing to divide"),
-        ({**FSDP, "trainer.devices": 4}, r"trainer\.devices: data_parallel 2 x tensor_parallel 1 are 2 processes, and not 4"),
+        ({"trainer.strategy": {"type": "modelparalel"}}, r"trainer\.strategy\.type: expected 'model-parallel'"),
+        ({"trainer.strategy": {"type": "model-parallel", "dat": 2}}, r"did you mean 'data'\?"),
+        ({"trainer.strategy": {"type": "model-parallel", "data": 0}}, r"strategy\.data: expected greater than 0"),
+        ({"trainer.strategy": "model-parallel"}, r"trainer\.strategy\.data: this field is needed"),
+        ({"trainer.strategy": "model-parallel", "trainer.devices": 1}, r"one process has nothing to divide"),
+        ({**FSDP, "trainer.devices": 4}, r"trainer\.devices: data 2 x tensor 1 are 2 processes, and not 4"),
         ({**FSDP, "averaging": 0.9}, r"averaging: not with a model that is divided"),
         ({**FSDP, "optimizer.name": "adafactor"}, r"optimizer\.name: 'adafactor' is not for .* expected one of adamw, adam"),
         ({**TENSOR, "optimizer.name": "lamb"}, r"optimizer\.name: 'lamb' is not for a model that is divided"),
         ({**FSDP, "optimizer": {"name": "sgd", "fused": True}}, r"optimizer\.fused: torch cannot fuse 'sgd'"),
-        ({"trainer.strategy": {"name": "model_parallel", "tensor_parallel": 3}},
-         r"tensor_parallel: stack\.layers\.0\.attention\.heads: 4 cannot be divided evenly among 3 processes"),
+        ({"trainer.strategy": {"type": "model-parallel", "tensor": 3}},
+         r"tensor: stack\.layers\.0\.attention\.heads: 4 cannot be divided evenly among 3 processes"),
         ({**TENSOR, "model.stack.block.attention.kv_heads": 1}, r"attention\.kv_heads: 1 cannot be divided evenly among 2"),
         ({**TENSOR, "model.stack.block.attention.output_norm": "layer-norm"}, r"attention\.output_norm needs all columns"),
         ({**TENSOR, "model.stack.block.feedforward.norm": "layer-norm"}, r"feedforward\.norm needs all columns at once"),
@@ -255,9 +255,9 @@ def test_sizes_that_follow_from_devices() -> None:
     from zoo.training.trainer import parallel
 
     for fields, groups in (
-        ({"strategy": "model_parallel", "devices": 4}, 4),
-        ({"strategy": {"name": "model_parallel", "tensor_parallel": 2}, "devices": "4", "num_nodes": 2}, 4),
-        ({"strategy": {"name": "model_parallel", "tensor_parallel": 2}}, 1),
+        ({"strategy": "model-parallel", "devices": 4}, 4),
+        ({"strategy": {"type": "model-parallel", "tensor": 2}, "devices": "4", "num_nodes": 2}, 4),
+        ({"strategy": {"type": "model-parallel", "tensor": 2}}, 1),
     ):
         strategy = parallel(fields)
         assert strategy is not None and strategy.groups(fields) == groups

@@ -19,8 +19,8 @@ from zoo.training.run import train
 REPOSITORY = Path(__file__).parents[2]
 ENGINES = {
     "ddp": ["trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=16"],
-    "fsdp": ["trainer.strategy.name=model_parallel", "trainer.strategy.data_parallel=2", "data.batch_size=16"],
-    "tensor": ["trainer.strategy.name=model_parallel", "trainer.strategy.tensor_parallel=2"],
+    "fsdp": ["trainer.strategy.type=model-parallel", "trainer.strategy.data=2", "data.batch_size=16"],
+    "tensor": ["trainer.strategy.type=model-parallel", "trainer.strategy.tensor=2"],
 }
 
 

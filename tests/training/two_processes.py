@@ -22,8 +22,8 @@ from zoo.training.run import train
 HALF = {"data.batch_size": 64}
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {"trainer.strategy": "ddp", "trainer.devices": 2, **HALF},
-    "fsdp": {"trainer.strategy": {"name": "model_parallel", "data_parallel": 2}, **HALF},
-    "tensor": {"trainer.strategy": {"name": "model_parallel", "tensor_parallel": 2}},
+    "fsdp": {"trainer.strategy": {"type": "model-parallel", "data": 2}, **HALF},
+    "tensor": {"trainer.strategy": {"type": "model-parallel", "tensor": 2}},
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": {"name": "sgd", "lr": 0.1}, "trainer.gradient_clip_val": 0.5},

@@ -117,6 +117,15 @@ def index(folder: Path) -> dict[str, Pieces]:
     return found
 
 
+def read_value(pieces: Pieces, name: str) -> Any:
+    """What an index's name stands for, if that is no tensor.
+
+    Raises:
+        WeightsError: it is damaged or asks to run code.
+    """
+    return _read(pieces.pieces[0], name)
+
+
 def whole_parameters(model: nn.Module) -> dict[str, Tensor] | None:
     """The parameters of a model by name; those of which each process has a share are gathered on the first.
 
@@ -256,4 +265,4 @@ def _sizes(values: tuple[Any, ...]) -> tuple[int, ...]:
     return values
 
 
-__all__ = ["check", "index", "is_distributed", "open_distributed", "whole_parameters"]
+__all__ = ["check", "index", "is_distributed", "open_distributed", "read_value", "whole_parameters"]

@@ -13,7 +13,7 @@ from zoo.errors import ZooError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 on success, 1 on failure with one clear line, 2 on wrong usage, 130 on Ctrl-C."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not _is_first():
         _follow()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -53,8 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{type(error).__name__}: {error} (this should not happen; --debug shows where)", 1)
 
 
+def _is_first() -> bool:
+    """Whether this is the process that speaks, of those of one training that Lightning, torchrun or SLURM started."""
+    known = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    machine = "0" if "RANK" in os.environ else os.environ.get("NODE_RANK", "0")
+    return (known or ["0"])[0] == machine == "0"
+
+
 def _follow() -> None:
-    """Keeps a process quiet that another one of the same training started; Ctrl-C is for that one."""
+    """Keeps a process quiet that another one of the same training speaks for; Ctrl-C is for that one."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

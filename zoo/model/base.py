@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -245,4 +246,5 @@ def masked(layout: Layout, attention_mask: Tensor | None, shape: tuple[int, int]
             raise InputError("sequence_ids: texts packed into a row cannot be continued; give each a row of its own")
         cache.real = real
         real = None if real is None else real[:, keys - tokens :]
-    return layout._replace(mask=mask, real=real, cache=cache, shared={})
+    # routers write into an object that stays the same where FSDP2 rebuilds dictionaries with tensors in them, block by block
+    return layout._replace(mask=mask, real=real, cache=cache, shared={"routed": UserDict()})

@@ -82,6 +82,11 @@ def share_of(config: Any, strategy: Strategy, precision: str) -> Any:
             layer = getattr(part, name, None)
             if isinstance(layer, nn.Linear) and way in ("column", "row"):
                 _cut(layer, way, strategy.tensor)
+            elif way == "heads" and layer is not None:
+                own = torch.empty(*layer.shape[:-1], layer.shape[-1] // strategy.tensor, device="meta")
+                setattr(part, name, nn.Parameter(own, layer.requires_grad))
+            elif way == "experts":
+                raise ConfigError("experts that are divided among processes are not counted yet; use ddp or fsdp")
     return model.to(torch.bfloat16 if precision == "bf16-true" else torch.float32).train()
 
 

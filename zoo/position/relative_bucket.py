@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo import kernel
 from zoo.config import Problem
 from zoo.config.base import PositiveInt
+from zoo.kernel.share import share
 from zoo.position.base import AttentionPosition, PositionConfig
 
 
@@ -49,7 +50,7 @@ class RelativeBucketPosition(AttentionPosition):
                 yield ("distance",), f"{near}, so that the last one begins later than at {self.distance}"
 
     relative = True
-    sharding: ClassVar[dict[str, str]] = {"table": "whole"}
+    sharding: ClassVar[dict[str, str]] = {"table": "heads"}
     """How tensor-parallel processes divide it: see `zoo.training.sharding`."""
 
     def __init__(self, config: Config, *, heads: int, causal: bool) -> None:
@@ -71,7 +72,7 @@ class RelativeBucketPosition(AttentionPosition):
 
     def _numbers(self, apart: Tensor) -> Tensor:
         """(...) -> (..., heads), the numbers of each distance."""
-        return nn.functional.embedding(self.bucket(apart), self.table)
+        return nn.functional.embedding(self.bucket(apart), share(self.table))
 
     def bucket(self, apart: Tensor) -> Tensor:
         """The bucket of each distance, key minus query, whole numbers of any shape."""

@@ -30,7 +30,7 @@ def without_padding(x: Tensor, layout: Layout) -> tuple[Tensor, Layout, Tensor] 
         real=None,
         lengths=tuple(length for length in lengths if length),
         positions=positions.expand(real.shape).flatten()[places][None],
-        shared={},
+        shared={name: value for name, value in (layout.shared or {}).items() if name == "routed"},
     )
     return x.flatten(0, 1)[places][None], packed, places
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 
+from zoo.checkpoint.sharded import is_distributed
 from zoo.errors import ZooError
 from zoo.extras import require
 from zoo.training.folder import UNFINISHED, reason, what_is_left
+from zoo.training.regroup import whole_checkpoint
+from zoo.training.swap import swap_in
 
 io: Any = require("lightning.pytorch.plugins.io", "train", "training")
 
@@ -32,10 +35,17 @@ class CheckpointFile(io.TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(beside, goal)
+            swap_in(beside, goal)
         except (OSError, RuntimeError) as error:  # torch hides an error of the disk in one of its own
             beside.unlink(missing_ok=True)
             raise ZooError(f"{goal} cannot be written: {reason(error)}; {what_is_left(goal)}") from None
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **named: Any) -> dict[str, Any]:
+        """Reads what this wrote, or puts together what the processes of a divided model wrote."""
+        if is_distributed(Path(path)):
+            return whole_checkpoint(Path(path))
+        state: dict[str, Any] = super().load_checkpoint(path, *arguments, **named)
+        return state
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint, and what an interrupted save left beside it."""

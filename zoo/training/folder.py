@@ -154,7 +154,7 @@ def _resumed(folder: Path, state: str, config: Any) -> Claim:
     work = beside if state == "finished" and state_of(beside) == "unfinished" else folder
     if state_of(work) != "unfinished":
         raise ConfigError(f"folder: {folder} holds {'a finished run' if state == 'finished' else 'no run'}, nothing to resume")
-    before, now = read_yaml(work / CONFIG), config.plain()
+    before, now = _of_all_processes(read_yaml(work / CONFIG)), _of_all_processes(config.plain())
     for name in sorted(before.keys() | now.keys()):
         if name not in ("trainer", "folder") and before.get(name) != now.get(name):
             raise ConfigError(f"{name}: not what the unfinished run in {work} began with; resume it with the same config")
@@ -163,6 +163,20 @@ def _resumed(folder: Path, state: str, config: Any) -> Claim:
     restore(work)
     # a run that ended before its first save goes on from its beginning
     return Claim(folder, work, work / LAST if (work / LAST).exists() else None)
+
+
+def _of_all_processes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config with the batch sizes of all processes together, which may be others as long as these are the same."""
+    from zoo.training.trainer import shares
+
+    number = shares(config.get("trainer") or {})
+
+    def multiplied(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: each * (number or 1) if name == "batch_size" else multiplied(each) for name, each in value.items()}
+
+    return {**config, "data": multiplied(config.get("data"))}
 
 
 def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:

@@ -7,17 +7,28 @@ from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from zoo.checkpoint.sharded import check
+from zoo.checkpoint.sharded import EXTRAS, check
+from zoo.checkpoint.tensors import open_pickle
 from zoo.errors import WeightsError, ZooError
 from zoo.extras import require
 from zoo.training.folder import UNFINISHED, reason, what_is_left
+from zoo.training.regroup import regrouped, saved_groups, without_groups
 from zoo.training.swap import remove, swap_in
 
 strategies: Any = require("lightning.pytorch.strategies", "train", "training")
 
 
 class ModelParallel(strategies.ModelParallelStrategy):
-    """FSDP2 and tensor parallel; a checkpoint is a folder to which every process writes its share."""
+    """FSDP2, tensor and expert parallel; a checkpoint is a folder to which every process writes its share.
+
+    Args:
+        expert_parallel_size: among how many of the processes of `data_parallel_size` experts are divided.
+        sizes: the other arguments of Lightning's strategy.
+    """
+
+    def __init__(self, *, expert_parallel_size: int = 1, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self.expert_parallel_size = expert_parallel_size
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Writes beside `filepath`; when all processes are done, the first puts it into its place.
@@ -42,7 +53,7 @@ class ModelParallel(strategies.ModelParallelStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint that this strategy wrote.
+        """Reads a checkpoint that this strategy wrote, among as many processes or others.
 
         Raises:
             WeightsError: it is damaged, does not fit the model and its optimiser, or asks to run code, which torch's own
@@ -52,13 +63,28 @@ class ModelParallel(strategies.ModelParallelStrategy):
         if path.is_dir():
             check(path)
         try:
-            state: dict[str, Any] = super().load_checkpoint(path, weights_only=True)
+            return self._load(path)
         except CheckpointException as error:
             raise WeightsError(
                 f"{path}: the state in it does not fit model and optimiser: {_why(error)}; go on with the trainer.strategy "
                 "with which it was written"
             ) from None
-        return state
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        from torch.distributed.checkpoint import state_dict as states
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        model = states.get_model_state_dict(self.model)
+        load({"state_dict": model}, checkpoint_id=path)
+        self.model.load_state_dict(model)
+        for optimizer in self.optimizers:
+            own: Any = states.get_optimizer_state_dict(self.model, optimizer)
+            if own["state"]:
+                load({"optimizer_0": {"state": own["state"]}}, checkpoint_id=path)
+            own["param_groups"] = regrouped([group["params"] for group in own["param_groups"]], saved_groups(path), path)
+            options = states.StateDictOptions(cpu_offload=True)
+            states.set_optimizer_state_dict(self.model, optimizer, optim_state_dict=own, options=options)
+        return without_groups(dict(open_pickle(path / EXTRAS)))
 
 
 def _why(error: Any) -> str:

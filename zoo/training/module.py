@@ -18,9 +18,11 @@ from zoo.config.resolve import resolve
 from zoo.errors import ConfigError, ZooError, did_you_mean
 from zoo.extras import require
 from zoo.inspect.hooks import matches
+from zoo.model.routing import count_together
 from zoo.registry import make
 from zoo.task.base import Task
 from zoo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from zoo.training.regroup import by_place
 from zoo.training.run import whole_model
 from zoo.training.sharding import clip_gradients, is_sharded, shard, sum_gradients
 
@@ -89,8 +91,16 @@ class ZooModule(lightning.LightningModule):
     def configure_model(self) -> None:
         """Divides the model among the processes of a `ModelParallelStrategy`; with any other strategy nothing is to do."""
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh)
+            shard(self.model, self.device_mesh, getattr(self.trainer.strategy, "expert_parallel_size", 1))
             self.task.group = self.device_mesh["data_parallel"].get_group()
+
+    def on_fit_start(self) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            mesh = self.device_mesh
+            count_together(self.model, torch.distributed.group.WORLD if mesh is None else mesh["data_parallel"].get_group())
+
+    def on_fit_end(self) -> None:
+        count_together(self.model, None)  # no process group is copied or stored with a model
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
@@ -114,6 +124,7 @@ class ZooModule(lightning.LightningModule):
         precision, clipping = self.trainer.precision, self.trainer.gradient_clip_val
         # with float16 the fused optimiser unscales gradients itself, too late for clipping
         optimizer = make_optimizer(self.model, self.optimizer, not (precision == "16-mixed" and clipping))
+        optimizer.register_load_state_dict_pre_hook(lambda each, state: by_place(self, each, state))
         schedule = make_schedule(optimizer, self.optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

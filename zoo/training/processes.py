@@ -1,6 +1,7 @@
 """The processes of one training: the first, which the user started, speaks and writes for all of them.
 
-Lightning starts the others by running the same command once more, with LOCAL_RANK in their environment.
+Lightning starts the others by running the same command once more, with LOCAL_RANK in their environment; torchrun and SLURM
+start all of them, and say by RANK or SLURM_PROCID which is which.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ import torch
 from zoo.errors import ConfigError, ZooError
 from zoo.extras import require
 from zoo.training.folder import LAST, Claim, claim, state_of
+from zoo.training.swap import FORMER
 
 PATIENCE = 10.0  # seconds in which the first process may end before another one speaks itself
 
 
 def rank() -> int:
     """Which process of a training this is; 0 is the first."""
-    return int(require("lightning.pytorch.utilities", "train", "training").rank_zero_only.rank)
+    number = int(require("lightning.pytorch.utilities", "train", "training").rank_zero_only.rank)
+    if number == 0 and "RANK" not in os.environ and not _connected():  # so far, Lightning counts those of this machine alone
+        number = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
+    return number
 
 
 def claimed(folder: Path, config: Any, overwrite: bool, resume: bool) -> Claim:
@@ -36,7 +41,9 @@ def claimed(folder: Path, config: Any, overwrite: bool, resume: bool) -> Claim:
         place = claim(folder, config, overwrite, resume)
     else:
         work = folder.with_name(f"{folder.name}.new") if state_of(folder) == "finished" else folder
-        place = Claim(folder, work, work / LAST if resume and (work / LAST).exists() else None)
+        # the first process may be about to put back what a kill left beside its place
+        saved = any((work / name).exists() for name in (LAST, f".{LAST}{FORMER}"))
+        place = Claim(folder, work, work / LAST if resume and saved else None)
     if _connected():  # not the first training of these processes, so that the folder may look otherwise by now
         places = [place]
         torch.distributed.broadcast_object_list(places, 0)
@@ -70,7 +77,7 @@ def together(folder: Path) -> Iterator[None]:
         if _connected() and _is_gloo():
             _leave()  # the others notice, and end
         if "find_unused_parameters" in str(error):
-            what = "some parameters had no part in the loss of a step, as experts without a token have none"
+            what = "some parameters had no part in the loss of a step, as those of other tasks have none"
             raise ConfigError(f"trainer.strategy: {what}; use ddp_find_unused_parameters_true") from None
         if lost:
             gone = "another process of this training ended without a word; it may have been killed, for memory perhaps"

@@ -25,6 +25,8 @@ from zoo.training.processes import claimed, end_others, rank, together
 from zoo.training.sharding import is_sharded
 from zoo.training.trainer import check_resumed, make_trainer
 
+TALKERS = ("torch.distributed.tensor._redistribute",)  # warns of its own ways to gather what is divided twice
+
 
 class TrainingResult(NamedTuple):
     """What a training gave."""
@@ -149,7 +151,8 @@ def _loggers(folder: Path) -> Iterator[Any]:
 
 
 def _keep(config: Any, place: Claim, metrics: dict[str, float]) -> TrainingResult:
-    """Writes the model's figures on the test part and the curve; last of all, that the run is finished."""
+    """Writes the model's figures on the test part, the curve and who woke which expert; last of all, that it is finished."""
+    from zoo.inspect.expert_picture import draw_experts
     from zoo.training.evaluate import evaluate
     from zoo.training.pictures import learning_curve
 
@@ -158,6 +161,8 @@ def _keep(config: Any, place: Claim, metrics: dict[str, float]) -> TrainingResul
     metrics |= {f"test_{name}": value for name, value in tested.metrics.items()}
     rows = write_metrics(place.work)
     learning_curve(rows, metrics, place.work / "curve.png", title=place.goal.name)
+    if tested.experts is not None:
+        draw_experts(tested.experts, place.work / "experts.png", title=f"{place.goal.name}: which experts each task wakes")
     (place.work / RESULT).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return TrainingResult(place.finish(), metrics)
 
@@ -186,7 +191,7 @@ def _interrupted(place: Claim, trainer: Any) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences what Lightning tells about itself; errors pass."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning", *TALKERS)]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         # few batches, no worker processes, a scheduler's own deprecation: nothing that a user of a run can mend

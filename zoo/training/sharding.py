@@ -1,4 +1,4 @@
-"""A model over several processes: fully sharded data parallel (FSDP2) and tensor parallel, as its parts declare it.
+"""A model over several processes: fully sharded data parallel (FSDP2), tensor and expert parallel, as its parts declare it.
 
 A part says by a class attribute `sharding` how the processes of a tensor-parallel group divide what it holds:
 
@@ -17,12 +17,15 @@ import torch
 from torch import nn
 
 from zoo.errors import ConfigError, did_you_mean
+from zoo.training.expert_parallel import divide_experts
 
 WAYS = {
     "column": "a linear layer whose outputs are divided among the processes",
     "row": "a linear layer whose inputs are divided; its outputs are summed over the processes",
     "head": "a module that treats each head alone, (batch, heads, tokens, size); its weights are on every process",
     "whole": "a module that would need all columns at once; a model that has it is refused",
+    "heads": "a parameter whose last dimension is the heads, which are divided among the processes",
+    "experts": "stacked experts, which are divided among the processes; each computes the rows of its own",
     "same": "a module or parameter outside of what is divided; it is on every process",
     "count": "a number, such as that of the heads, that must be divisible by that of the processes",
 }
@@ -31,7 +34,7 @@ FUSED = ("adam", "adamw")
 """The optimisers whose fused implementation torch has for divided weights too."""
 
 
-def shard(model: nn.Module, mesh: Any) -> None:
+def shard(model: nn.Module, mesh: Any, expert: int = 1) -> None:
     """Divides the parameters of `model` among processes, all of which call this; once done, it is never done again.
 
     Fresh or loaded, the weights become those of the first process everywhere, as in DDP. The processes of a tensor-parallel
@@ -39,6 +42,7 @@ def shard(model: nn.Module, mesh: Any) -> None:
 
     Args:
         mesh: a torch `DeviceMesh` with the dimensions `data_parallel` and `tensor_parallel`.
+        expert: among how many of the processes of `data_parallel` experts are divided.
 
     Raises:
         ConfigError: a part cannot be divided among so many processes.
@@ -47,13 +51,17 @@ def shard(model: nn.Module, mesh: Any) -> None:
         return
     data, tensor = mesh["data_parallel"], mesh["tensor_parallel"]
     for problem in misfits(model, tensor.size()):
-        raise ConfigError(f"tensor_parallel: {problem}")
+        raise ConfigError(f"tensor: {problem}")
+    for problem in expert_misfits(model, expert, tensor.size()):
+        raise ConfigError(f"expert: {problem}")
     _agree(model, mesh.device_type)
+    parts = mesh._unflatten(0, (data.size() // expert, expert), ("replica", "expert"))
+    _divide_experts(model, parts)
     if tensor.size() > 1:
         _draw_alike(tensor)
         _divide(model, tensor)
     if data.size() > 1:
-        _shard_fully(model, data)
+        _shard_fully(model, data, parts["replica"] if expert > 1 else None)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -81,6 +89,24 @@ def misfits(model: nn.Module, processes: int) -> Iterator[str]:
         yield "no part of this model says how it is divided (a class attribute `sharding`)"
 
 
+def expert_misfits(model: nn.Module, processes: int, tensor: int = 1) -> Iterator[str]:
+    """Why experts cannot be divided among so many processes, and their shares among so many of a tensor-parallel group."""
+    found = list(_experts(model))
+    if processes > 1 and not found:
+        yield "no part of this model has experts (feedforward 'mixture-of-experts')"
+    for place, experts in found:
+        if processes > 1 and experts.number % (processes * tensor):
+            among = f"{processes} x {tensor}" if tensor > 1 else processes
+            yield f"{place}: {experts.number} experts cannot be divided evenly among {among} processes"
+
+
+def _experts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for place, part in model.named_modules():
+        for name, way in getattr(type(part), "sharding", {}).items():
+            if way == "experts":
+                yield f"{place}.{name}", getattr(part, name)
+
+
 def _misfits(place: str, held: Any, way: str, processes: int) -> Iterator[str]:
     if way not in WAYS:
         yield f"{place}: {way!r} is no way to divide it{did_you_mean(way, WAYS) or f'; expected one of {list(WAYS)}'}"
@@ -91,6 +117,9 @@ def _misfits(place: str, held: Any, way: str, processes: int) -> Iterator[str]:
     elif way == "count":
         if held % processes:
             yield f"{place}: {held} cannot be divided evenly among {processes} processes"
+    elif way in ("heads", "experts"):
+        if (size := held.shape[-1] if way == "heads" else held.number) % processes:
+            yield f"{place}: {size} {way} cannot be divided evenly among {processes} processes"
     elif way in ("column", "row"):
         if not isinstance(held, nn.Linear):
             yield f"{place}: only a linear layer is divided by {way}s, not {type(held).__name__}"
@@ -157,6 +186,7 @@ def _draw_alike(mesh: Any) -> None:
 
 
 def _divide(model: nn.Module, mesh: Any) -> None:
+    from torch.distributed.tensor import Shard, distribute_tensor
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
     heads: dict[str, Any] = {"sequence_dim": 1, "use_local_output": True}  # the heads stand where a sequence would
@@ -167,21 +197,60 @@ def _divide(model: nn.Module, mesh: Any) -> None:
     }
     for part in model.modules():
         sharding: Mapping[str, str] = getattr(type(part), "sharding", {})
-        plan = {name: styles[way]() for name, way in sharding.items() if way in styles and getattr(part, name) is not None}
+        held = {name: (way, getattr(part, name)) for name, way in sharding.items() if getattr(part, name) is not None}
+        plan = {name: styles[way]() for name, (way, each) in held.items() if way in styles and not hasattr(each, "sharding")}
         if plan:
             parallelize_module(part, mesh, plan)
+        for name, (way, each) in held.items():
+            if way == "heads":
+                divided = distribute_tensor(each.detach(), mesh, [Shard(each.ndim - 1)])
+                part.register_parameter(name, nn.Parameter(divided, each.requires_grad))
 
 
-def _shard_fully(model: nn.Module, mesh: Any) -> None:
+def _divide_experts(model: nn.Module, mesh: Any) -> None:
+    """Divides experts among the processes of the dimensions `expert` and `tensor_parallel`."""
+    names = tuple(name for name in ("expert", "tensor_parallel") if mesh[name].size() > 1)
+    for _, experts in list(_experts(model)) if names else ():
+        divide_experts(experts, mesh["expert"], mesh["tensor_parallel"], mesh[names])
+
+
+def _shard_fully(model: nn.Module, mesh: Any, replica: Any = None) -> None:
+    """FSDP2 of every block and of what is left.
+
+    Args:
+        replica: the mesh of the processes that have the same experts, where not all have the same ones.
+    """
     from torch.distributed.fsdp import fully_shard
 
+    apart: set[nn.Parameter] = set()
+    for _, experts in _experts(model):
+        experts.register_forward_pre_hook(_nothing)
+        if replica is not None and replica.size() > 1:
+            fully_shard(experts, mesh=replica, shard_placement_fn=lambda parameter: _divisible(parameter, replica.size()))
+        elif replica is not None:
+            apart |= set(experts.parameters())
     for part in list(model.modules()):
-        if getattr(getattr(type(part), "Config", None), "kind", "") == "block":
-            fully_shard(part, mesh=mesh)
+        if _kind(part) == "block":
+            fully_shard(part, mesh=mesh, ignored_params=apart)
         elif isinstance(part, nn.Linear):
             # a hook keeps `zoo.kernel` from preparing weights that are here for the length of one call only
             part.register_forward_pre_hook(_nothing)
-    fully_shard(model, mesh=mesh)
+    # of a model with several ways through it, the parts are called and not the whole
+    ways = [part for part in model.modules() if _kind(part) in ("embedding", "stack", "head")]
+    for part in ways if hasattr(model, "route") else [model]:
+        if any(True for _ in part.parameters()):
+            fully_shard(part, mesh=mesh, ignored_params=apart)
+
+
+def _kind(part: nn.Module) -> str:
+    return getattr(getattr(type(part), "Config", None), "kind", "")
+
+
+def _divisible(parameter: Any, processes: int) -> Any:
+    """Along which dimension FSDP2 divides a parameter of experts: one behind that of the experts, if it goes evenly."""
+    from torch.distributed.tensor import Shard
+
+    return Shard(next((place for place in range(1, parameter.ndim) if parameter.shape[place] % processes == 0), 0))
 
 
 def _is_distributed(tensor: Any) -> bool:
@@ -192,4 +261,14 @@ def _nothing(*_: Any) -> None:
     return None
 
 
-__all__ = ["FUSED", "WAYS", "clip_gradients", "is_sharded", "misfits", "one_mesh_each", "shard", "sum_gradients"]
+__all__ = [
+    "FUSED",
+    "WAYS",
+    "clip_gradients",
+    "expert_misfits",
+    "is_sharded",
+    "misfits",
+    "one_mesh_each",
+    "shard",
+    "sum_gradients",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -43,33 +43,37 @@ class ParallelConfig(Config):
 
     kind: ClassVar[str] = "strategy"
 
-    name: Literal["model_parallel"] = "model_parallel"
+    type: Literal["model-parallel"] = "model-parallel"
     """Lightning's ModelParallelStrategy."""
-    data_parallel: PositiveInt | None = None
+    data: PositiveInt | None = None
     """Among how many groups of processes the batches, and by FSDP2 the weights, are divided (default: what `devices`
-    leaves, else 1)."""
-    tensor_parallel: PositiveInt = 1
+    leaves, else `expert`)."""
+    tensor: PositiveInt = 1
     """Among how many processes each group divides the work on one batch, as the parts of the model declare it."""
+    expert: PositiveInt = 1
+    """Among how many of the `data` groups the experts of each `mixture-of-experts` are divided; tokens travel to theirs."""
 
     def groups(self, fields: Mapping[str, Any]) -> int | None:
-        """`data_parallel`, or what the other fields of the Trainer make it; None where they do not say."""
-        if self.data_parallel is not None:
-            return self.data_parallel
+        """`data`, or what the other fields of the Trainer make it; None where they do not say."""
+        if self.data is not None:
+            return self.data
         processes = _processes(fields)
         if processes is not None:
-            return max(processes // self.tensor_parallel, 1)
-        return 1 if self.tensor_parallel > 1 and "devices" not in fields else None
+            return max(processes // self.tensor, 1)
+        return self.expert if self.tensor * self.expert > 1 and "devices" not in fields else None
 
     def misfits(self, fields: Mapping[str, Any]) -> Iterator[Problem]:
         """What does not fit the other fields of the Trainer."""
         groups, processes = self.groups(fields), _processes(fields)
         if groups is None:
-            yield ("strategy", "data_parallel"), "this field is needed where `devices` is no number"
-        elif groups * self.tensor_parallel == 1:
-            yield ("strategy",), "one process has nothing to divide; set data_parallel or tensor_parallel to 2 or more"
-        elif processes is not None and groups * self.tensor_parallel != processes:
-            product = f"data_parallel {groups} x tensor_parallel {self.tensor_parallel}"
-            yield ("devices",), f"{product} are {groups * self.tensor_parallel} processes, and not {processes}"
+            yield ("strategy", "data"), "this field is needed where `devices` is no number"
+        elif groups * self.tensor == 1:
+            yield ("strategy",), "one process has nothing to divide; set data or tensor to 2 or more"
+        elif groups % self.expert:
+            yield ("strategy", "expert"), f"data {groups} cannot be divided evenly among {self.expert} processes"
+        elif processes is not None and groups * self.tensor != processes:
+            product = f"data {groups} x tensor {self.tensor}"
+            yield ("devices",), f"{product} are {groups * self.tensor} processes, and not {processes}"
 
 
 def trainer_problems(fields: Mapping[str, Any]) -> Iterator[Problem]:
@@ -96,44 +100,56 @@ def parallel_problems(run: Any) -> Iterator[Problem]:
         return
     for name in ("averaging", "compile"):
         if getattr(run, name, None):
-            yield (name,), "not with a model that is divided among processes (trainer.strategy.name: model_parallel)"
-    name, names = run.optimizer.name, DIVISIBLE + (DIVISIBLE_BY_DATA if strategy.tensor_parallel == 1 else ())
+            yield (name,), "not with a model that is divided among processes (trainer.strategy.type: model-parallel)"
+    name, names = run.optimizer.name, DIVISIBLE + (DIVISIBLE_BY_DATA if strategy.tensor == 1 else ())
     if name not in names:
         yield ("optimizer", "name"), f"{name!r} is not for a model that is divided among processes; expected {one_of(names)}"
     if run.optimizer.fused and name not in FUSED:
         yield ("optimizer", "fused"), f"torch cannot fuse {name!r} for a model that is divided among processes"
-    if strategy.tensor_parallel > 1:
+    if strategy.tensor > 1 or strategy.expert > 1:
         from zoo.model.construct import on_meta
-        from zoo.training.sharding import misfits
+        from zoo.training.sharding import expert_misfits, misfits
 
-        for message in islice(misfits(on_meta(run.model), strategy.tensor_parallel), 1):
-            yield ("trainer", "strategy", "tensor_parallel"), message
+        model = on_meta(run.model)
+        by_tensor = (("tensor", message) for message in misfits(model, strategy.tensor))
+        by_expert = (("expert", message) for message in expert_misfits(model, strategy.expert, strategy.tensor))
+        for name, message in islice(chain(by_tensor, by_expert), 1):
+            yield ("trainer", "strategy", name), message
 
 
 def parallel(fields: Mapping[str, Any]) -> ParallelConfig | None:
     """What `strategy` says of a divided model; None where it means another of Lightning's strategies."""
     value = fields.get("strategy")
-    if value == "model_parallel":
+    if value == "model-parallel":
         return ParallelConfig()
     return ParallelConfig.model_validate(value) if isinstance(value, Mapping) else None
 
 
 def check_resumed(fields: Mapping[str, Any], checkpoint: Path) -> None:
-    """Raises a ConfigError where a divided model is to go on from an undivided one's state, or the other way round."""
-    was = is_distributed(checkpoint)
-    if was != (parallel(fields) is not None):
-        how = "was divided among processes by strategy model_parallel" if was else "was not divided by strategy model_parallel"
+    """Raises a ConfigError where a divided model is to go on from an undivided one's state; the other way round is possible."""
+    if parallel(fields) is not None and not is_distributed(checkpoint):
+        how = "was not divided by strategy model-parallel"
         raise ConfigError(f"trainer.strategy: the model in {checkpoint} {how}; go on in the same way, or start from `weights`")
+
+
+def shares(fields: Mapping[str, Any]) -> int | None:
+    """Into how many shares the batches of a training are divided; None where the machine says."""
+    strategy = parallel(fields)
+    if strategy is not None:
+        return strategy.groups(fields)
+    if "devices" not in fields and fields.get("accelerator") == "cpu" and fields.get("num_nodes", 1) == 1:
+        return 1
+    return _processes(fields)
 
 
 def _strategy_problems(value: Any, fields: Mapping[str, Any]) -> Iterator[Problem]:
     if isinstance(value, str) and value.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
         yield ("strategy",), f"{value!r} brings no figures back from its processes; use 'ddp'"
         return
-    if isinstance(value, str) and value != "model_parallel":
+    if isinstance(value, str) and value != "model-parallel":
         known = require("lightning.pytorch.strategies", "train", "training").StrategyRegistry.available_strategies()
         if value not in ("auto", *known):
-            hint = did_you_mean(value, [*known, "model_parallel", "auto"]) or "; see the documentation of lightning.Trainer"
+            hint = did_you_mean(value, [*known, "model-parallel", "auto"]) or "; see the documentation of lightning.Trainer"
             yield ("strategy",), f"unknown strategy {value!r}{hint}"
         return
     try:
@@ -176,8 +192,10 @@ def make_trainer(fields: Mapping[str, Any], **ours: Any) -> Any:
         from zoo.training.model_parallel import ModelParallel
 
         groups = strategy.groups(fields) or 1
-        engine = ModelParallel(data_parallel_size=groups, tensor_parallel_size=strategy.tensor_parallel)
-        devices = groups * strategy.tensor_parallel // fields.get("num_nodes", 1)
+        engine = ModelParallel(
+            data_parallel_size=groups, tensor_parallel_size=strategy.tensor, expert_parallel_size=strategy.expert
+        )
+        devices = groups * strategy.tensor // fields.get("num_nodes", 1)
         fields = {"devices": devices, **fields, "strategy": engine}
     try:
         return lightning.Trainer(**{**ours, **fields})
