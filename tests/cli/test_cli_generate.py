@@ -149,6 +149,8 @@ def test_beams_and_stop_strings(command: Make, folder: Path) -> None:
     text = expected(folder, "Once", max_new_tokens=12, num_beams=3)
     code, out, _ = command("generate", folder, "-p", "Once", "-n", 12, "--num-beams", 3)
     assert (code, out) == (0, text + "\n")
+    text = expected(folder, "Once", max_new_tokens=12, num_beams=3, length_penalty=-4.0)
+    assert command("generate", folder, "-p", "Once", "-n", 12, "--num-beams", 3, "--length-penalty", -4.0)[1] == text + "\n"
     greedy = expected(folder, "Once", max_new_tokens=12)
     stop = greedy[4 + 5 : 4 + 7]
     end = greedy.index(stop, 4 - 1) + 2

@@ -133,6 +133,18 @@ def test_each_task_goes_through_all_its_examples_in_epochs_of_its_own() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(batches, expected))
 
 
+def test_some_tasks_alone_meet_the_batches_that_they_meet_among_all() -> None:
+    every = data_of(weights={}, steps=8)
+    alone = data_of(weights={}, steps=4, only=["caption", "dates"])
+    first, second = (met(each.loader("train", seed=5)) for each in (every, alone))
+    for task in (1, 3):
+        own = [batch for batch in first if batch[0] == task]
+        assert len(own) == 2 and own == [batch for batch in second if batch[0] == task]
+    assert {task for task, _ in second} == {1, 3}
+    assert {int(batch["task"]) for batch in alone.loader("test")} == {1, 3}
+    assert not alone.has("validation") and every.has("validation")  # recognise alone has such a part
+
+
 def test_processes_meet_the_same_task_and_other_examples() -> None:
     shards = [list(data_of().loader("train", seed=1, shard=(rank, 2))) for rank in range(2)]
     assert [int(each["task"]) for each in shards[0]] == [int(each["task"]) for each in shards[1]]
@@ -195,6 +207,10 @@ def test_figures_are_those_of_each_task(finished: Any) -> None:
     measured = evaluate(finished.folder, changes={"data.tasks.dates.measured": 8})
     assert {"loss", "dates/loss", "dates/exact_match", "recognise/accuracy"} <= set(measured.metrics)
     assert len(measured.predictions) == 0 and measured.examples == len(measured.targets)
+    assert measured.experts is not None and measured.experts.tasks == list(own)
+    assert (finished.folder / "experts.png").is_file()
+    some = evaluate(finished.folder, changes={"data.only": ["recognise"]})
+    assert set(some.metrics) == {"loss", "recognise/loss", "recognise/accuracy"} and some.examples == 599
 
 
 class Stop(lightning.Callback):
@@ -271,6 +287,8 @@ def test_a_task_learned_behind_a_frozen_stack_leaves_the_others_as_they_were(tmp
             "data.weights.captions: there are no data of a task 'captions'; did you mean 'caption'?",
         ),
         ({"data.weights.caption": 0}, "data.weights.caption: "),
+        ({"data.only": ["write", "captions"]}, "data.only.1: there are no data of a task 'captions'; did you mean 'caption'?"),
+        ({"data.only": []}, "data.only: "),
         ({"model.heads.digit.classes": 9}, "model.heads.digit.classes: data 'digits' has 10 classes, and this is 9"),
         ({"task.tasks.recognise": "causal-language"}, "model.heads.digit: task 'causal-language' needs a head of type"),
         ({"data.tasks.dates": "digits"}, "model.embeddings.text: "),

@@ -13,6 +13,7 @@ from zoo.cli.attend import attend
 from zoo.cli.compare import classify, search
 from zoo.cli.demo import demo
 from zoo.cli.embed import embed
+from zoo.cli.experts import experts
 from zoo.cli.generate import generate
 from zoo.cli.inspect import components, show
 from zoo.cli.listing import list_models, schema
@@ -34,6 +35,7 @@ app.command("show")(show)
 app.command("plan")(plan)
 app.command("components")(components)
 app.command("attend")(attend)
+app.command("experts")(experts)
 app.command("schema")(schema)
 app.command("verify")(verify)
 app.command("load-report")(load_report)

@@ -19,6 +19,7 @@ def attend(
     model: Annotated[str, typer.Argument(help="A folder, a run, a checkpoint, a Hub id, or a preset (with fresh weights).")],
     source: Annotated[str, typer.Argument(metavar="INPUT", help="An image file, a test image of data (digits:17), or a text.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The picture: a .png, .pdf or .svg file.")],
+    task: Annotated[str | None, typer.Option(help="Which one, of a model that has several.")] = None,
     text: Annotated[str | None, typer.Argument(help="For a model that compares images with texts: the text.")] = None,
     layers: Annotated[str | None, typer.Option(help="Which, as in 0,5,-1; by default all.")] = None,
     heads: Annotated[str, typer.Option(help="Which, as in 0,1; all; or mean, the mean over all of them.")] = "mean",
@@ -38,6 +39,7 @@ def attend(
         from zoo.api import attend as look
         from zoo.inspect.image import Preparation, preparation
         from zoo.inspect.picture import check_path, over_image, over_tokens, token_maps
+        from zoo.training.way import route_of, task_name
 
         check_path(Path(output))
         shown_layers = None if layers is None else _numbers("--layers", layers)
@@ -48,6 +50,11 @@ def attend(
             print(_pair(model, source, text, (mean, std), shown_layers, Path(output), as_json))
             return
         opened, name, folder, fresh = _opened(model)
+        chosen = task_name(opened, model, task)
+        if chosen is not None:
+            opened, name = route_of(opened, chosen), f"{name}, {chosen}"
+            if opened.front:
+                raise _no_pair(f"task {chosen!r} reads {' and '.join(opened.inputs)}, and a picture shows what is read alone")
         if opened.config.type == "dual-encoder":
             raise _no_pair(f"{model} compares images with texts, so give both: zoo attend {model} photo.jpg 'a red car' -o ...")
         if opened.config.type == "encoder-decoder":
@@ -61,14 +68,14 @@ def attend(
         embedding = getattr(opened.config, "embedding", None)
         number = None
         if getattr(embedding, "type", None) == "tokens":
-            words, inputs = _text(opened, model, source)
+            words, inputs = _text(opened, model, source, chosen)
             tell("looking")
             seen = look(opened, inputs, layers=shown_layers, heads=shown_heads, rollout=rollout)
             tell("drawing")
             title = name + (" (fresh weights: nothing is learned)" if fresh else "")
             path = over_tokens(token_maps(seen), words, output, title=title)
         else:
-            prepared = Preparation() if folder is None else preparation(folder)
+            prepared = Preparation() if folder is None else preparation(folder, chosen)
             picture = _picture(source, opened.config, prepared, mean, std)
             whose, number = _token(token, embedding)
             tell("looking")
@@ -152,16 +159,23 @@ def _opened(source: str) -> tuple[Any, str, Path | None, bool]:
     return model, name if path.exists() else source, place if place.is_dir() else place.parent / "model", False
 
 
-def _text(model: Any, source: str, text: str) -> tuple[list[str], dict[str, Any]]:
+def _text(model: Any, source: str, text: str, task: str | None) -> tuple[list[str], dict[str, Any]]:
     """The tokens of a text, and the inputs of a model that reads texts."""
     from zoo.errors import InputError
+    from zoo.training.evaluate import run_of
     from zoo.training.texts import batch_of, longest, tokenizer_of
+    from zoo.training.way import of_task, type_of
 
     if not text.strip():
         raise InputError("INPUT: the text is empty")
-    tokenizer = tokenizer_of(model, source)
+    run = {} if task is None else run_of(Path(source))[1]
+    data, goal = (None if task is None else of_task(run.get(name), task) for name in ("data", "task"))
+    tokenizer = tokenizer_of(model, source, data)
     ids = tokenizer.encode(text, longest(model))
-    return [tokenizer.token(number) for number in ids], batch_of([ids], tokenizer.padding, model.device)
+    inputs = batch_of([ids], tokenizer.padding, model.device)
+    if task is not None and type_of(goal) == "prefix-language":  # a source, whose tokens see each other
+        inputs["prefix_lengths"] = inputs["attention_mask"].sum(1)
+    return [tokenizer.token(number) for number in ids], inputs
 
 
 def _picture(source: str, config: Any, prepared: Preparation, mean: str | None, std: str | None) -> Picture:

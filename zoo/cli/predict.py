@@ -22,6 +22,7 @@ def predict(
             help="Image files, folders of them, or digits:17; texts, with [MASK] or to go on; by default the run's test part."
         ),
     ] = None,
+    task: Annotated[str | None, typer.Option(help="Which one, of a model that has several.")] = None,
     data: Annotated[str | None, typer.Option(help="Classify these data instead.")] = None,
     split: Annotated[str, typer.Option(help="Which part of the data: train, validation or test.")] = "test",
     top: Annotated[
@@ -30,7 +31,7 @@ def predict(
     output: Annotated[str | None, typer.Option("--output", "-o", help="Write a .csv file instead of printing.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Classify images, texts or a part of the data, fill the masks in texts, say what comes next, or translate."""
+    """Classify images, texts or a part of the data, fill masks, say what comes next, translate, or describe images."""
     from zoo.cli.progress import telling
     from zoo.errors import UnknownNameError, did_you_mean
 
@@ -42,7 +43,7 @@ def predict(
         from zoo.training.predict import predict as answer
 
         found = []
-        for prediction in answer(source, inputs or (), data=data, split=split, top=top):  # type: ignore[arg-type]
+        for prediction in answer(source, inputs or (), task=task, data=data, split=split, top=top):  # type: ignore[arg-type]
             found.append(prediction)
             tell(f"answered {len(found)}")
     if output is not None:

@@ -40,6 +40,8 @@ class MultiTaskData(Data):
         """The data of each task, by its name in the model."""
         weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
         """How often each task comes, against the others (default: 1 each)."""
+        only: Annotated[list[str], Field(min_length=1)] | None = None
+        """Which of them are trained and measured (default: all). Each meets the batches that it would meet among all."""
         steps: PositiveInt | None = None
         """How many batches an epoch has (default: as many as the data of all tasks together)."""
 
@@ -48,10 +50,12 @@ class MultiTaskData(Data):
             if model.type != "multi-task":
                 yield ("model", "type"), f"data {self.type!r} need a model of type 'multi-task', and this is {model.type!r}"
                 return
-            for name in self.weights:
+            places: list[tuple[str, str | int, str]] = [("weights", name, name) for name in self.weights]
+            places += [("only", number, name) for number, name in enumerate(self.only or ())]
+            for field, place, name in places:
                 if name not in self.tasks:
                     hint = did_you_mean(name, self.tasks) or f"; expected {one_of(self.tasks)}"
-                    yield ("data", "weights", name), f"there are no data of a task {name!r}{hint}"
+                    yield ("data", field, place), f"there are no data of a task {name!r}{hint}"
             for name, data in self.tasks.items():
                 if name not in model.tasks:
                     hint = did_you_mean(name, model.tasks) or f"; expected {one_of(model.tasks)}"
@@ -68,13 +72,18 @@ class MultiTaskData(Data):
         """The data of each task."""
         return {name: make(data) for name, data in self.config.tasks.items()}
 
+    @property
+    def asked(self) -> dict[str, Data]:
+        """The data of each task that is trained and measured."""
+        return {name: part for name, part in self.parts.items() if self.config.only is None or name in self.config.only}
+
     def has(self, name: SplitName) -> bool:
         """Whether any task has such a part."""
-        return any(part.has(name) for part in self.parts.values())
+        return any(part.has(name) for part in self.asked.values())
 
     def check(self, name: SplitName, classes: int | None = None) -> None:
         """Looks through a part of all data."""
-        for part in self.parts.values():
+        for part in self.asked.values():
             if part.has(name):
                 part.check(name, getattr(part.config, "classes", None))
 
@@ -105,16 +114,18 @@ class MultiTaskData(Data):
             DataError: a part is empty, or a stream, which has no length.
         """
         if name != "train":
-            return Chain({task: part.loader(name) for task, part in self.parts.items() if part.has(name)}, list(self.parts))
+            return Chain({task: part.loader(name) for task, part in self.asked.items() if part.has(name)}, list(self.parts))
+        asked = self.asked
         loaders = {
             task: part.loader(name, seed=mixed(seed, number), shard=shard)
             for number, (task, part) in enumerate(self.parts.items())
+            if task in asked
         }
         for task, loader in loaders.items():
             if not hasattr(loader.sampler, "length"):
                 raise DataError(f"{self.parts[task].place}: a stream cannot be mixed with other data; use streaming: false")
         weights = [self.config.weights.get(task, 1.0) for task in loaders]
-        return Mixture(loaders, weights, self.config.steps, seed=seed, skip=skip)
+        return Mixture(loaders, weights, self.config.steps, seed=seed, skip=skip, tasks=list(self.parts))
 
 
 class Mixture:
@@ -127,14 +138,23 @@ class Mixture:
         weights: how often each comes, against the others.
         steps: how many batches an epoch has; None for as many as the loaders together.
         skip: how many batches the first iteration leaves out, without making them.
+        tasks: the names of all tasks, whose places are the numbers in `task` (default: those of the loaders).
     """
 
     batch_size = 1
 
     def __init__(
-        self, loaders: dict[str, Loader], weights: list[float], steps: int | None, *, seed: int = 0, skip: int = 0
+        self,
+        loaders: dict[str, Loader],
+        weights: list[float],
+        steps: int | None,
+        *,
+        seed: int = 0,
+        skip: int = 0,
+        tasks: list[str] | None = None,
     ) -> None:
         self.loaders, self.seed, self.skip, self.epoch = loaders, seed, skip, 0
+        self.numbers = [(tasks or list(loaders)).index(name) for name in loaders]
         self.shares = shares(weights, steps or sum(len(loader) for loader in loaders.values()))
 
     @property
@@ -150,7 +170,7 @@ class Mixture:
         return sum(self.shares)
 
     def order(self, epoch: int) -> Tensor:
-        """The number of the task of each batch of an epoch, (steps,)."""
+        """The place among the loaders of the one that gives each batch of an epoch, (steps,)."""
         tasks = torch.arange(len(self.shares)).repeat_interleave(torch.tensor(self.shares))
         return tasks[torch.randperm(len(tasks), generator=torch.Generator().manual_seed(mixed(self.seed, epoch)))]
 
@@ -162,8 +182,8 @@ class Mixture:
         running = [
             _from(loader, epoch * share + done) for loader, share, done in zip(self.loaders.values(), self.shares, passed)
         ]
-        for task in order[skip:].tolist():
-            yield {**next(running[task]), "task": torch.tensor(task)}
+        for place in order[skip:].tolist():
+            yield {**next(running[place]), "task": torch.tensor(self.numbers[place])}
 
 
 class Chain:

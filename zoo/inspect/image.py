@@ -48,10 +48,13 @@ class Picture(NamedTuple):
     """Its class, where the data say."""
 
 
-def preparation(folder: Path) -> Preparation:
+def preparation(folder: Path, task: str | None = None) -> Preparation:
     """What lies in a model's folder about its images, or what is usual: a mean and a deviation of 0.5.
 
     That is transformers' `preprocessor_config.json`, timm's `pretrained_cfg`, or the data of the run around the folder.
+
+    Args:
+        task: of a run of several tasks, which one's data say it.
 
     Raises:
         ConfigError: a file cannot be read, or says something that is no such thing.
@@ -62,7 +65,11 @@ def preparation(folder: Path) -> Preparation:
         values = _image_fields(config.get("pretrained_cfg"))
     if not values and (folder.parent / "config.yaml").is_file():
         run, place = read_yaml(folder.parent / "config.yaml"), f"{folder.parent}/config.yaml: data"
-        values = _image_fields(run.get("data") if isinstance(run, dict) else None)
+        data = run.get("data") if isinstance(run, dict) else None
+        if task is not None:
+            tasks = data.get("tasks") if isinstance(data, dict) else None
+            data = tasks.get(task) if isinstance(tasks, dict) else None
+        values = _image_fields(data)
     mean, std = (_numbers(values.get(f"image_{name}", 0.5), f"{place}: image_{name}") for name in ("mean", "std"))
     if values.get("do_normalize") is False:
         mean, std = (0.0,), (1.0,)

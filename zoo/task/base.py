@@ -29,11 +29,14 @@ class Step(NamedTuple):
     """What was wanted: for a classification the labels (batch,). The loss is a mean over so many."""
     task: str | None = None
     """Of which of several tasks it is, whose metrics begin with this name and a slash; None where there is one task."""
+    without: tuple[str, ...] = ()
+    """Those of the task's metrics to which it has nothing to say."""
 
     def measured(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the metrics to which this step has something to say."""
         start = "" if self.task is None else f"{self.task}/"
-        return {name: metric for name, metric in metrics.items() if name.startswith(start)}
+        silent = {start + name for name in self.without}
+        return {name: metric for name, metric in metrics.items() if name.startswith(start) and name not in silent}
 
 
 def with_router_loss(loss: Tensor, output: Any) -> Tensor:

@@ -57,7 +57,10 @@ def open_embedder(source: str | Path, overrides: Mapping[str, Any] | None = None
 
     path = packaged(source)
     place: Any = path / "model" if (path / CONFIG).is_file() and (path / "model").is_dir() else source
-    head = locate(place).fields.get("head")
+    fields = locate(place).fields
+    if fields.get("type", "transformer") != "transformer":
+        raise ConfigError(f"{source}: sentences are embedded by a model of type 'transformer', and this is {fields['type']!r}")
+    head = fields.get("head")
     found = head.get("type") if isinstance(head, Mapping) else head
     change = unflatten(overrides or {})
     if found != HEAD:

@@ -18,6 +18,7 @@ from zoo.config.messages import config_error
 from zoo.config.source import read_yaml
 from zoo.data.base import Data, SplitName
 from zoo.errors import ConfigError, DataError, ZooError, did_you_mean
+from zoo.inspect.experts import Choices, Experts
 from zoo.resources import packaged
 from zoo.task.base import Task
 from zoo.training.folder import CONFIG
@@ -35,6 +36,8 @@ class Evaluation(NamedTuple):
     whose answers have different shapes, nothing."""
     targets: Tensor
     """What was wanted: for a classification the labels (examples,)."""
+    experts: Experts | None = None
+    """Which experts the tokens of each task chose, if the model has any; one task alone is called as its type."""
 
 
 def evaluate(
@@ -89,29 +92,34 @@ def _measured(model: Any, data: Data, task: Task, split: SplitName) -> Evaluatio
     was_training = model.training
     model.eval()
     metrics, predictions, targets = task.metrics(model), [], []
+    asked: set[str] = set()  # of several tasks, not all need be measured
     losses: dict[str, list[float]] = {}  # the sum, and over how many targets: of all, and of each task where there are several
     for metric in metrics.values():
         metric.distributed_available_fn = lambda: False  # this process alone sees all examples
-    for batch in data.loader(split):
-        step = task.step(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-        for name in ("loss", *(() if step.task is None else (f"{step.task}/loss",))):
-            before = losses.get(name, [0.0, 0])
-            losses[name] = [before[0] + float(step.loss) * len(step.targets), before[1] + len(step.targets)]
-        said, wanted = step.predictions.cpu(), step.targets.cpu()
-        said = said.float() if said.is_floating_point() else said
-        for metric in step.measured(metrics).values():
-            metric.update(said, wanted)
-        # what different tasks say has different shapes: of them, the targets alone are kept, to be counted
-        predictions.append(said if step.task is None else said.new_empty(0))
-        targets.append(wanted)
+    choices = Choices()
+    with choices.watching(model):
+        for batch in data.loader(split):
+            step = task.step(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+            choices.belong_to(step.task or task.config.type)  # type: ignore[attr-defined]
+            for name in ("loss", *(() if step.task is None else (f"{step.task}/loss",))):
+                before = losses.get(name, [0.0, 0])
+                losses[name] = [before[0] + float(step.loss) * len(step.targets), before[1] + len(step.targets)]
+            said, wanted = step.predictions.cpu(), step.targets.cpu()
+            said = said.float() if said.is_floating_point() else said
+            for name, metric in step.measured(metrics).items():
+                metric.update(said, wanted)
+                asked.add(name)
+            # what different tasks say has different shapes: of them, the targets alone are kept, to be counted
+            predictions.append(said if step.task is None else said.new_empty(0))
+            targets.append(wanted)
     model.train(was_training)
     everything = torch.cat(targets)
     if len(everything) == 0:
         raise DataError(f"{data.place}: nothing in its {split} part is asked of a model")
-    figures = {name: float(metric.compute()) for name, metric in metrics.items()}
+    figures = {name: float(metric.compute()) for name, metric in metrics.items() if name in asked}
     figures |= {name: total / number for name, (total, number) in losses.items() if number}
     figures |= task.references(data, split, everything)
-    return Evaluation(figures, len(everything), torch.cat(predictions), everything)
+    return Evaluation(figures, len(everything), torch.cat(predictions), everything, choices.shares())
 
 
 def checked(kind: str, value: Any) -> Any:

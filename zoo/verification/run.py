@@ -108,6 +108,7 @@ def verify(
             report.comparisons.append(comparison)
     if not report.comparisons:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.unavailable.items())
+        reasons = reasons or f"no library has models of type {base.type!r}"
         raise ConfigError(f"{name}: no reference to verify it against ({reasons})")
     return report
 
