@@ -22,6 +22,10 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import zoo
 from zoo.feedforward.mixture_of_experts import MixtureOfExperts
+from zoo.model.routing import count_together
+from zoo.registry import make
+from zoo.task.causal_language import CausalLanguage
+from zoo.task.gather import mean_over_all
 from zoo.training import ZooModule
 from zoo.training.data_module import DataModule
 from zoo.training.expert_parallel import divide_experts
@@ -180,6 +184,28 @@ def idle() -> None:
         torch.testing.assert_close(parameter.grad.full_tensor(), expected[name].grad)
 
 
+def uneven() -> None:
+    """Texts of different lengths: processes have different numbers of tokens to guess, and routers that count those of all."""
+    sparse = {"type": "mixture-of-experts", "experts": 4, "expert": {"type": "gated", "hidden": 8}, "balance": 0.1}
+    change = {"embedding.vocabulary": 50, "stack.width": 16, "stack.depth": 1, "stack.block.attention.heads": 2}
+    whole = zoo.build("gpt-mini", {**change, "stack.block.feedforward": sparse}).double().train()
+    part, task = copy.deepcopy(whole), make(CausalLanguage.Config())
+    lengths = torch.tensor([9, 2, 3, 2, 7, 2, 2, 2])[: 2 * WORLD]
+    ids, real = torch.randint(0, 50, (2 * WORLD, 9)), (torch.arange(9) < lengths[:, None]).long()
+    batch = {"input_ids": ids, "attention_mask": real}
+    expected = task.step(whole, batch).loss
+    expected.backward()
+    rows = slice(2 * torch.distributed.get_rank(), 2 * torch.distributed.get_rank() + 2)
+    count_together(part, torch.distributed.group.WORLD)
+    found = mean_over_all(task.step(part, {name: each[rows] for name, each in batch.items()}))
+    found.backward()
+    wanted = dict(whole.named_parameters())
+    for name, given in (("loss", found.detach()), *((name, each.grad) for name, each in part.named_parameters())):
+        torch.distributed.all_reduce(given)
+        goal = expected.detach() if name == "loss" else wanted[name].grad
+        torch.testing.assert_close(given / WORLD, goal, rtol=1e-6, atol=1e-7)  # routers count in float32
+
+
 def main(folder: Path, names: list[str]) -> None:
     for name in names:
         model, _, engine = name.partition("-")
@@ -207,6 +233,7 @@ if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
     if WORLD > 1:
         idle()
+        uneven()
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

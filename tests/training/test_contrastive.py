@@ -19,6 +19,7 @@ from torch.nn import functional
 import zoo
 from zoo.errors import ConfigError, DataError
 from zoo.task.contrastive import Contrastive
+from zoo.task.gather import mean_over_all
 from zoo.training import ZooModule
 
 SMALL = {
@@ -261,7 +262,7 @@ class Wrapped(nn.Module):
         self.net, self.task = net, task(**fields)
 
     def forward(self, batch: Any) -> Any:
-        return self.task.step(self.net, batch).loss
+        return mean_over_all(self.task.step(self.net, batch))
 
 
 @pytest.mark.parametrize("first", [pytest.param(4, marks=pytest.mark.slow), 5])

@@ -75,6 +75,7 @@ def difference(first: Any, second: Any) -> float:
     return max(float((value - theirs[name]).detach().abs().max()) for name, value in zoo.load(first).named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_give_the_weights_of_one(trained: Path, alone: dict[str, Any], engine: str, optimizer: str) -> None:
@@ -84,6 +85,7 @@ def test_two_processes_give_the_weights_of_one(trained: Path, alone: dict[str, A
     assert all(not torch.allclose(value, moved[name], atol=1e-4) for name, value in start.named_parameters() if "up" in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_metrics_are_those_of_all_examples(trained: Path, alone: dict[str, Any], engine: str, optimizer: str) -> None:
@@ -95,6 +97,7 @@ def test_metrics_are_those_of_all_examples(trained: Path, alone: dict[str, Any],
     assert (trained / f"{engine}-{optimizer}" / "curve.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["fsdp", "tensor"])
 def test_a_sharded_checkpoint_is_the_gathered_model(trained: Path, engine: str) -> None:
     folder = trained / f"{engine}-adamw"
@@ -104,11 +107,13 @@ def test_a_sharded_checkpoint_is_the_gathered_model(trained: Path, engine: str) 
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_sharded_training_is_resumed_bit_by_bit(trained: Path) -> None:
     assert difference(trained / "whole" / "model", trained / "resumed" / "model") == 0.0
     assert json.loads((trained / "resumed" / "result.json").read_text())["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_a_trainer_of_ones_own(trained: Path) -> None:
     """Dropout under tensor parallelism was compared there; here, that all processes' shares were saved."""
     model = zoo.load(trained / "own")

@@ -407,6 +407,7 @@ def _column(folder: Path, name: str) -> list[str]:
     return [f"{row['epoch']},{row[name]}" for row in rows]
 
 
+@pytest.mark.slow
 def test_a_run_can_be_resumed_with_its_very_tokenizer(corpus: Path, tmp_path: Path, finished: Any, monkeypatch: Any) -> None:
     step, calls = MaskedLanguage.step, iter(range(1, 10_000))
 

@@ -232,6 +232,7 @@ def fit(folder: Path, checkpoint: Path | None = None) -> Any:
     return module.model
 
 
+@pytest.mark.slow
 def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole = fit(tmp_path)
     resumed = fit(tmp_path, tmp_path / "middle.ckpt")

@@ -31,6 +31,8 @@ class Step(NamedTuple):
     """Of which of several tasks it is, whose metrics begin with this name and a slash; None where there is one task."""
     without: tuple[str, ...] = ()
     """Those of the task's metrics to which it has nothing to say."""
+    routers: Tensor | None = None
+    """What the routers of a model with experts added to the loss; it counts the tokens of all processes."""
 
     def measured(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the metrics to which this step has something to say."""
@@ -39,13 +41,14 @@ class Step(NamedTuple):
         return {name: metric for name, metric in metrics.items() if name.startswith(start) and name not in silent}
 
 
-def with_router_loss(loss: Tensor, output: Any) -> Tensor:
-    """The loss, and what the routers of a model with experts add to it in training; of two towers, those of both."""
+def step_of(loss: Tensor, output: Any, predictions: Tensor, targets: Tensor, without: tuple[str, ...] = ()) -> Step:
+    """A step with what the routers of a model with experts add to its loss in training; of two towers, those of both."""
     towers = [getattr(output, f"{name}_model_output", None) for name in ("text", "vision")]
-    for each in (output, *towers):
-        own = getattr(each, "router_loss", None)
-        loss = loss if own is None else loss + own
-    return loss
+    added = [own for each in (output, *towers) if (own := getattr(each, "router_loss", None)) is not None]
+    if not added:
+        return Step(loss, predictions, targets, without=without)
+    routers: Tensor = sum(added[1:], start=added[0])
+    return Step(loss + routers, predictions, targets, without=without, routers=routers)
 
 
 class Task:

@@ -17,7 +17,7 @@ from zoo.data.byte_pairs import BytePairs
 from zoo.data.windows import boundaries
 from zoo.errors import DataError
 from zoo.task import compression
-from zoo.task.base import Direction, Step, Task, TaskConfig, with_router_loss
+from zoo.task.base import Direction, Step, Task, TaskConfig, step_of
 from zoo.task.masked_language import IGNORED
 
 
@@ -93,7 +93,7 @@ class CausalLanguage(Task):
         targets = following[guessed]
         costs = functional.cross_entropy(scores, targets, reduction="none")
         said = torch.stack([costs.detach(), sizes[guessed].to(costs.dtype)], dim=-1)
-        return Step(with_router_loss(costs.mean(), output) if len(targets) else scores.sum(), said, targets)
+        return step_of(costs.mean() if len(targets) else scores.sum(), output, said, targets)
 
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """The bits for each byte of the text.

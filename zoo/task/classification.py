@@ -13,7 +13,7 @@ from zoo.config import Problem
 from zoo.data.base import check_labels
 from zoo.errors import DataError
 from zoo.extras import require
-from zoo.task.base import Step, Task, TaskConfig, with_router_loss
+from zoo.task.base import Step, Task, TaskConfig, step_of
 
 
 class Classification(Task):
@@ -58,7 +58,7 @@ class Classification(Task):
         smoothing = self.config.label_smoothing if model.training else 0.0
         wanted = labels.float() if labels.is_floating_point() else targets
         loss = functional.cross_entropy(logits.float(), wanted, label_smoothing=smoothing)
-        return Step(with_router_loss(loss, output), logits, targets)
+        return step_of(loss, output, logits, targets)
 
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """The share of examples whose highest score is the right class."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 from zoo import registry
 from zoo.config import Problem
 from zoo.errors import DataError
-from zoo.task.base import Direction, Step, Task, TaskConfig, with_router_loss
+from zoo.task.base import Direction, Step, Task, TaskConfig, step_of
 from zoo.task.gather import gathered
 
 CLIP_SCALE = 100.0
@@ -77,9 +77,9 @@ class Contrastive(Task):
             raise DataError("a batch for contrastive training is a mapping with the inputs of both towers")
         output: Any = model(**{name: value for name, value in batch.items() if name != "labels"})
         images, texts = _both(output)
-        (all_images, all_texts), first, share = [images, texts], 0, 1.0
+        (all_images, all_texts), first = [images, texts], 0
         if model.training:  # of what is measured on, processes may have different numbers of batches
-            (all_images, all_texts), first, share = gathered((images, texts), self.group)
+            (all_images, all_texts), first = gathered((images, texts), self.group)
         own = torch.arange(first, first + len(images), device=images.device)
         scores = _compared(images, all_texts, output)
         if self.config.loss == "softmax":
@@ -98,7 +98,7 @@ class Contrastive(Task):
             else:
                 classes = classified(model, self.prompts.to(images.device), images.detach())
             found, wanted = torch.cat([found, said, classes], 1), torch.cat([wanted, labels[:, None].expand(-1, 3)], 1)
-        return Step(with_router_loss(loss * share, output), found, wanted)
+        return step_of(loss, output, found, wanted)
 
     def after_step(self, model: nn.Module) -> None:
         """Brings the learned scale back into its bounds."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from zoo.task.base import Step
+
 
 class _Gather(torch.autograd.Function):
     """The rows of all processes, of which each has as many; a gradient goes back to the process whose rows they are."""
@@ -27,7 +29,7 @@ class _Gather(torch.autograd.Function):
         return total[distributed.get_rank(ctx.group)], None
 
 
-def gathered(tensors: Sequence[Tensor], group: Any = None) -> tuple[list[Tensor], int, float]:
+def gathered(tensors: Sequence[Tensor], group: Any = None) -> tuple[list[Tensor], int]:
     """The rows of all processes, in the order of their ranks, with gradients.
 
     Args:
@@ -35,11 +37,10 @@ def gathered(tensors: Sequence[Tensor], group: Any = None) -> tuple[list[Tensor]
         group: the processes that hold batches of their own (default: all).
 
     Returns:
-        The rows of all, where those of this process begin, and what a mean over its own rows is to be multiplied by, so
-        that the mean over all processes of the products is the mean over all rows.
+        The rows of all, and where those of this process begin.
     """
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size(group) == 1:
-        return list(tensors), 0, 1.0
+        return list(tensors), 0
     number, rank = len(tensors[0]), distributed.get_rank(group)
     counts = [torch.zeros(1, dtype=torch.int64, device=tensors[0].device) for _ in range(distributed.get_world_size(group))]
     distributed.all_gather(counts, torch.tensor([number], device=tensors[0].device), group=group)
@@ -49,4 +50,23 @@ def gathered(tensors: Sequence[Tensor], group: Any = None) -> tuple[list[Tensor]
         padded = functional.pad(rows, (0, 0, 0, max(sizes) - number))
         parts: Tensor = _Gather.apply(padded, group)
         found.append(torch.cat([part[:size] for part, size in zip(parts, sizes)]))
-    return found, sum(sizes[:rank]), number * len(sizes) / sum(sizes)
+    return found, sum(sizes[:rank])
+
+
+def mean_over_all(step: Step, group: Any = None) -> Tensor:
+    """The loss of a step, such that its mean over all processes is the mean over the targets of all.
+
+    Processes may have different numbers of targets, as of texts of different lengths or of masked words, so that the mean of
+    their means would be another. Every one of them has to call this.
+
+    Args:
+        group: the processes that hold batches of their own (default: all).
+    """
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size(group) == 1:
+        return step.loss
+    own = torch.tensor(len(step.targets), dtype=torch.float64, device=step.loss.device)
+    total = own.clone()
+    distributed.all_reduce(total, group=group)
+    factor = own * distributed.get_world_size(group) / total.clamp(min=1.0)
+    mean = step.loss if step.routers is None else step.loss - step.routers
+    return step.loss + (factor - 1.0).to(mean.dtype) * mean

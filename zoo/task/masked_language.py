@@ -16,7 +16,7 @@ from zoo.config.base import Count, Probability, raise_problems
 from zoo.errors import ConfigError, DataError
 from zoo.extras import require
 from zoo.task import unigram
-from zoo.task.base import Direction, Step, Task, TaskConfig, with_router_loss
+from zoo.task.base import Direction, Step, Task, TaskConfig, step_of
 
 IGNORED = -100
 """The label of a token that is not guessed, as in torch and transformers."""
@@ -104,10 +104,8 @@ class MaskedLanguage(Task):
         output = model(**inputs, score_mask=guessed)
         scores: Tensor = output.logits.float()
         targets = labels[guessed]
-        if len(targets) == 0:
-            return Step(scores.sum(), targets, targets)
-        loss = with_router_loss(functional.cross_entropy(scores, targets), output)
-        return Step(loss, scores.detach().argmax(-1), targets)
+        loss = functional.cross_entropy(scores, targets) if len(targets) else scores.sum()
+        return step_of(loss, output, scores.detach().argmax(-1), targets)
 
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """The share of guessed tokens whose highest score is the right token."""

@@ -14,7 +14,7 @@ from zoo import registry
 from zoo.config import Problem
 from zoo.data.tokenizer import make_tokenizer
 from zoo.errors import DataError
-from zoo.task.base import Direction, Step, Task, TaskConfig, with_router_loss
+from zoo.task.base import Direction, Step, Task, TaskConfig, step_of
 from zoo.task.causal_language import unfit
 from zoo.task.masked_language import IGNORED
 
@@ -100,7 +100,7 @@ class PrefixLanguage(Task):
         elif self.prompts is not None:
             best = self._ranked(model, inputs, batch["labels"], self.prompts.to(labels.device))
             said.append(torch.where(first, best[:, None].long(), -1)[guessed])
-        return Step(with_router_loss(loss, output), torch.stack(said, dim=-1), targets, without=silent)
+        return step_of(loss, output, torch.stack(said, dim=-1), targets, without=silent)
 
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """`accuracy`: of how many tokens the likeliest one is right; `exact_match`: of how many texts all of them are.

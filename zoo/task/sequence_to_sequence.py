@@ -14,7 +14,7 @@ from zoo.config import Problem
 from zoo.config.base import Count
 from zoo.data.pairs import IGNORED
 from zoo.errors import DataError
-from zoo.task.base import Direction, Step, Task, TaskConfig, with_router_loss
+from zoo.task.base import Direction, Step, Task, TaskConfig, step_of
 
 
 class SequenceToSequence(Task):
@@ -95,7 +95,7 @@ class SequenceToSequence(Task):
             self._write(model, inputs, labels, right)
         judged = torch.full_like(labels, -1)
         judged[:, 0] = right.to(labels.dtype)
-        return Step(with_router_loss(loss, output), torch.stack([likeliest, judged[guessed]], dim=-1), targets)
+        return step_of(loss, output, torch.stack([likeliest, judged[guessed]], dim=-1), targets)
 
     def metrics(self, model: nn.Module) -> Mapping[str, Any]:
         """`accuracy`: of how many tokens of targets the likeliest one is right; `exact_match`: how many targets are."""

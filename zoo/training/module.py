@@ -21,6 +21,7 @@ from zoo.inspect.hooks import matches
 from zoo.model.routing import count_together
 from zoo.registry import make
 from zoo.task.base import Task
+from zoo.task.gather import mean_over_all
 from zoo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from zoo.training.regroup import by_place
 from zoo.training.run import whole_model
@@ -158,7 +159,7 @@ class ZooModule(lightning.LightningModule):
         for name, metric in step.measured(self.metrics[f"{stage}_"]).items():  # type: ignore[arg-type]
             metric.update(step.predictions.detach(), step.targets)
             self.log(f"{stage}_{name}", metric, on_step=False, on_epoch=True, batch_size=size)
-        return step.loss
+        return mean_over_all(step, self.task.group) if stage == "train" else step.loss
 
     def _check_loss(self, loss: Tensor, index: int) -> None:
         # looking at a number makes an accelerator wait, so that only now and then
