@@ -149,6 +149,7 @@ def _peak(checkpointing: bool, answers: Any) -> None:
     answers.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_needs_less_memory() -> None:
     processes = multiprocessing.get_context("forkserver")
     peaks = []

@@ -24,7 +24,8 @@ ENGINES = {
 }
 
 
-@pytest.mark.parametrize("engine", ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "tensor"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "tensor"])
 def test_two_processes_give_the_weights_of_one(tmp_path: Path, engine: str) -> None:
     # with the usual eps AdamW makes whole steps of gradients that are nothing but rounding
     fields = {**RUN, "optimizer": {"name": "adamw", "lr": 1e-3, "options": {"eps": 1e-3}}}
