@@ -265,7 +265,8 @@ class Wrapped(nn.Module):
         return mean_over_all(self.task.step(self.net, batch))
 
 
-@pytest.mark.parametrize("first", [pytest.param(4, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [4, 5])
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path, first: int) -> None:
     """With the whole batch, in float64, however unevenly the rows are divided."""
     with socket.socket() as free:

@@ -188,7 +188,7 @@ def ended(process: subprocess.Popen[str]) -> str:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("1", "zoo: 1 had enough\n"),
+        pytest.param("1", "zoo: 1 had enough\n", marks=pytest.mark.slow),
         pytest.param("0", "zoo: 0 had enough\n", marks=pytest.mark.slow),
         pytest.param("all", "zoo: all had enough\n", marks=pytest.mark.slow),
         pytest.param("killed", "zoo: another process of this training ended without a word", marks=pytest.mark.slow),

@@ -81,6 +81,7 @@ def test_an_exchanged_part_of_a_text_model_diverges_alone():
     assert report.first_divergence == "embedding"
 
 
+@pytest.mark.slow
 def test_the_command():
     words = ["verify", "bert-tiny", "head=masked-language-model", "--tiny"]
     done = subprocess.run([sys.executable, "-m", "zoo", *words], capture_output=True, text=True, timeout=300)
