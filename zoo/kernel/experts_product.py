@@ -7,13 +7,11 @@ of its outputs, one batched product of them: each core computes some, and the li
 Measured on a 2-core AVX-512 server, all 24 products of 8 gated experts of 512 -> 1792 -> 512 features, which read 88 MB from
 memory (reading alone: 1.8 to 4 ms, as busy as the machine's neighbours are):
 
-    rows each                      8     16     24     48
-    F.linear                    5.1    8.5   10.0   12.5 ms
-    in pieces                   4.6    7.6    8.5   11.6
-    kept in oneDNN's layout     5.8    6.9    8.2   10.9
-    kept in MKL's layout        5.7    6.8    7.6    9.9
-
-With 250 rows each they take 44 ms plainly, 39 in oneDNN's layout and 35 in MKL's.
+    rows each                      8     16     24     48    250
+    F.linear                    6.1   10.3   11.3   14.0   43.4 ms
+    in pieces                   5.3    9.0   10.5   14.1   43.2
+    kept in oneDNN's layout     5.4    6.8    8.2   11.5   37.8
+    kept in MKL's layout        5.3    6.5    7.6   10.4   36.2
 """
 
 from __future__ import annotations
