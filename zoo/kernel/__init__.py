@@ -1,9 +1,10 @@
 """Where a product or an attention is computed.
 
 Each function stands for plain torch calls, named in its docstring, and is those calls wherever a written rule
-does not know better: see `packed` (weights in inference), `feedforward` (memory), `attention` (the backward
-pass in bfloat16), `distances` (the backward pass of relative positions), `patches` (a convolution as a product),
-`windows` (windows of a grid), and `switch` for how to turn all of it off.
+does not know better: see `tiles` (float32 on a processor's bfloat16 tiles), `packed` (weights in inference),
+`feedforward` (memory), `attention` (the backward pass in bfloat16), `distances` (the backward pass of relative
+positions), `patches` (a convolution as a product), `windows` (windows of a grid), and `switch` for how to turn all of
+it off.
 The parts of the library call these functions and know nothing of the rules.
 """
 

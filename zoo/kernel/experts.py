@@ -111,7 +111,7 @@ def expert_feedforward(
 def _inferred(rows: Tensor, sizes: list[int], layers: list[Layer], activation: str, kept: Kept | None) -> Tensor:
     """The same without gradients in float32 on the CPU: one expert after another, whose rows the caches still hold."""
     weights = [layer.weight for layer in layers]
-    packed = None if kept is None else kept.weights(weights)
+    packed = None if kept is None else kept.weights(weights, sum(sizes) // max(len(sizes), 1))
     function, result = overwriting(activation), rows.new_empty(sum(sizes), weights[1].shape[1])
     tensors = [tensor for layer in layers for tensor in layer]
     for expert, place, up, up_bias, down, down_bias, *gate in by_expert(sizes, *tensors):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zoo.kernel.activation import activation as named
 from zoo.kernel.experts_product import by_expert, plainly, product
+from zoo.kernel.tiles import matmul
 
 
 class Gather(torch.autograd.Function):
@@ -62,9 +63,9 @@ class Linear(torch.autograd.Function):
         _nothing(sizes, found[1:])
         for _, place, own, *learned in by_expert(sizes, weight, of_weight, of_bias):
             if of_rows is not None:
-                torch.mm(gradient[place], own, out=of_rows[place])
+                matmul(gradient[place], own, of_rows[place])
             if of_weight is not None:
-                torch.mm(gradient[place].t(), rows[place], out=learned[0])
+                matmul(gradient[place].t(), rows[place], learned[0])
             if of_bias is not None:
                 torch.sum(gradient[place], 0, out=learned[1])
         return of_rows, None, of_weight, of_bias
@@ -109,12 +110,12 @@ class Gated(torch.autograd.Function):
             with torch.enable_grad():
                 first, above = (next(before).detach().requires_grad_() for _ in range(2))
                 hidden = function(first) * above
-            first, above = torch.autograd.grad(hidden, (first, above), back.mm(own_down))
+            first, above = torch.autograd.grad(hidden, (first, above), matmul(back, own_down))
             for weight, outputs, given in zip(found, (above, back, first), (x, hidden.detach(), x)):
                 if weight is not None:
-                    torch.mm(outputs.t(), given, out=weight[expert])
+                    matmul(outputs.t(), given, weight[expert])
             if of_rows is not None:
-                torch.mm(first, own_gate, out=of_rows[place]).addmm_(above, own_up)
+                matmul(first, own_gate, of_rows[place]).add_(matmul(above, own_up))
         return of_rows, None, None, *found
 
 

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernel.packed import AVAILABLE, Source
+from zoo.kernel import tiles
+from zoo.kernel.packed import AVAILABLE, Compiled, Source, layout, multiply
 from zoo.kernel.switch import repetition
 
 FEW, PIECES = 64, 8
@@ -49,7 +50,11 @@ def plainly(rows: Tensor, sizes: Sequence[int], weight: Tensor, bias: Tensor | N
 
 
 def product(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, y: Tensor | None = None, packed: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    y: Tensor | None = None,
+    packed: Tensor | Compiled | None = None,
 ) -> Tensor:
     """(rows, inputs) x (outputs, inputs) -> (rows, outputs), in float32 on the CPU.
 
@@ -58,6 +63,11 @@ def product(
         packed: the weight in the library's layout, too.
     """
     rows, outputs = x.shape[0], weight.shape[0]
+    if isinstance(packed, Compiled):
+        done = multiply(x, packed, bias, y)
+        if done is not None:
+            return done
+        packed = None
     if packed is not None:
         found: Tensor = torch.ops.mkl._mkl_linear(x, packed, weight, None, rows)
         y = found if y is None else y.copy_(found)
@@ -65,7 +75,7 @@ def product(
         y = x.new_empty(rows, outputs) if y is None else y
         pieces = max(PIECES, torch.get_num_threads())
         if rows > FEW or outputs % pieces:
-            torch.mm(x, weight.t(), out=y)
+            tiles.matmul(x, weight.t(), y)
         else:
             found = torch.bmm(x.expand(pieces, -1, -1), weight.unflatten(0, (pieces, -1)).mT)
             y.unflatten(1, (pieces, -1)).copy_(found.transpose(0, 1))
@@ -73,30 +83,38 @@ def product(
 
 
 class Kept:
-    """The weights of experts in the matrix library's layout, for inference. The rules are those of `zoo.kernel.packed`, but
-    that rows may be as many as they are, which changes from call to call: a layout is right for any number of them.
+    """The weights of experts in a better layout, for inference. The rules are those of `zoo.kernel.packed`, but that rows may
+    be as many as they are, which changes from call to call: a layout is right for any number of them.
     """
 
     def __init__(self) -> None:
-        self.seen = 0
-        self.packed: list[list[Tensor]] | None = None
+        self.seen, self.missed, self.patience = 0, 0, 2
+        self.packed: list[list[Any]] | None = None
+        self.layout: type[Compiled] | None = None
         self.sources: list[Source] = []
         self.compared: object = None
 
-    def weights(self, weights: Sequence[Tensor]) -> list[list[Tensor]] | None:
-        """Each layer's weights by expert; None where they are not prepared, or cannot be."""
+    def weights(self, weights: Sequence[Tensor], rows: int) -> list[list[Any]] | None:
+        """Each layer's weights by expert, for about so many rows of each; None where they are not prepared, or cannot be."""
         # whatever is no parameter may be another tensor in the next call
         known = all(type(w) is torch.nn.Parameter and w.is_contiguous() and not w.is_inference() for w in weights)
         if not AVAILABLE or not known or weights[0][0].numel() < LEAST:
             return None
         if self.packed is not None and not self._unchanged(weights):
             self.packed, self.sources, self.seen = None, [], 0
+        wanted = layout(rows, *weights[0][0].shape)
         self.seen += 1
+        self.missed = self.missed + 1 if self.packed is not None and wanted is not self.layout else 0
+        if self.missed >= self.patience:  # either layout is right for any number of rows, and one of them is faster
+            self.packed, self.missed, self.patience = None, 0, 2 * self.patience
         if self.packed is None and self.seen > 1:
-            reorder = torch.ops.mkl._mkl_reorder_linear_weight
-            self.packed = [[reorder(each.detach(), ROWS) for each in weight] for weight in weights]
+            self.layout = wanted
+            self.packed = [[self._prepare(each.detach()) for each in weight] for weight in weights]
             self.sources = [Source(weight) for weight in weights]
         return self.packed
+
+    def _prepare(self, weight: Tensor) -> Any:
+        return torch.ops.mkl._mkl_reorder_linear_weight(weight, ROWS) if self.layout is None else self.layout(weight)
 
     def _unchanged(self, weights: Sequence[Tensor]) -> bool:
         here = repetition()

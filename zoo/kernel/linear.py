@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernel.packed import AVAILABLE, WEIGHTS, Prepared, Preparing, bare, product, worth_it
+from zoo.kernel import few_rows, tiles
+from zoo.kernel.packed import AVAILABLE, WEIGHTS, Prepared, Preparing, again, bare, product, worth_it
 from zoo.kernel.switch import fast, product_dtype, repetition
 
 FEW = range(2, 33)  # rows
-TABLE, TIMES = 2**24, 8  # elements, and how often they are multiplied by
+TABLE, TIMES = 2**24, 4  # elements, and how often they are multiplied by
+LEAST = 2**17  # multiplications from which on it is worth asking for another way than the plain one
 NARROW, MANY = 256, 2048  # inputs, rows
 NARROW_GELU, MANY_GELU = 384, 384  # the same where GELU follows
 
@@ -21,34 +23,56 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(..., inputs) x (outputs, inputs) -> (..., outputs), for a weight that belongs to no module.
 
     Scoring a few tokens by a large table, without gradients and in float32, is oneDNN's product (8 rows, 50257 x 768 on a
-    2-core AVX-512 server: 8.7 ms against 14.4; 4 rows 7.6 against 9.5; one row is all reading, 4.4 either way).
+    2-core AVX-512 server: 8.7 ms against 14.4; 4 rows 7.6 against 9.5; one row is all reading, 4.4 either way), and where one
+    caller does it again and again (`kernel.repeated`) that of a copy in a better layout (5.5 ms; one row 4.8 against 5.6).
     """
     if fast() and not torch.is_grad_enabled() and _few(x, weight) and _single(x, weight, bias):
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, _laid_out(x, weight), bias, "none", [], "")
-        return y
-    return F.linear(x, weight, bias)
+        laid_out = _laid_out(x, weight)
+        if isinstance(laid_out, few_rows.Weight):
+            return few_rows.multiply(x.reshape(-1, x.shape[-1]), laid_out, bias).view(*x.shape[:-1], -1)
+        if x.numel() >= FEW.start * x.shape[-1]:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
+            return y
+    return _product(x, weight, bias)
 
 
-def _laid_out(x: Tensor, weight: Tensor) -> Tensor:
-    """The weight, or a copy in oneDNN's layout where one caller multiplies by it again and again (`kernel.repeated`).
+def _laid_out(x: Tensor, weight: Tensor) -> Tensor | few_rows.Weight:
+    """The weight, or a copy in a better layout where one caller multiplies by it again and again (`kernel.repeated`).
 
-    The copy lasts as long as that (8 rows, 50257 x 768: 9.6 -> 7.9 ms; making it takes 42 ms).
+    The copy lasts as long as that. Making it takes as long as eight products, and it saves a third of each.
     """
     here = repetition()
     if here is None or weight.numel() < TABLE:
         return weight
-    name = ("table", weight.data_ptr(), weight.shape, x.numel() // weight.shape[-1])
+    rows = x.numel() // weight.shape[-1]
+    own = few_rows.worth_it(rows, weight.numel())
+    name = ("table", weight.data_ptr(), weight.shape, None if own else rows)
     seen = here.get(name, 0)
-    if isinstance(seen, int):
-        here[name] = seen + 1 if seen < TIMES else torch.ops.mkldnn._reorder_linear_weight(weight, name[-1])
+    if isinstance(seen, int) and seen < TIMES:
+        here[name] = seen + 1
         return weight
-    copy: Tensor = seen
+    if isinstance(seen, int):
+        seen = here[name] = few_rows.Weight(weight) if own else torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    copy: Tensor | few_rows.Weight = seen
     return copy
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear, and its backward pass, on the tiles where there are any and that is worth it (`zoo.kernel.tiles`)."""
+    if not torch.compiler.is_compiling() and weight.dim() == 2 and x.dim() > 1:
+        columns, sums = weight.shape
+        if tiles.worth_it(x.numel() // max(sums, 1), columns, sums) and fast():
+            given = (x, weight) if bias is None else (x, weight, bias)
+            y = tiles.linear(x, weight, bias) if product_dtype(*given) == torch.float32 else None
+            if y is not None:
+                return y
+    return F.linear(x, weight, bias)
 
 
 def _few(x: Tensor, weight: Tensor) -> bool:
     """Whether few rows meet a large table."""
-    return weight.numel() >= WEIGHTS and x.numel() // max(weight.shape[-1], 1) in FEW
+    rows = x.numel() // max(weight.shape[-1], 1)
+    return weight.numel() >= WEIGHTS and (rows in FEW or (rows == 1 and repetition() is not None))
 
 
 def _single(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -71,6 +95,8 @@ def is_narrow(x: Tensor, module: torch.nn.Module, most: int = NARROW, least: int
     weight: Any = module.weight
     rows = x.numel() // max(weight.shape[-1], 1)
     if weight.shape[-1] > most or rows < least or module.bias is None or not x.is_contiguous() or not fast():
+        return False
+    if tiles.worth_it_prepared(rows, *weight.shape):
         return False
     return _single(x, weight, module.bias)  # type: ignore[arg-type]
 
@@ -102,13 +128,16 @@ class Linear(Preparing, torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
-        if not torch.compiler.is_compiling() and worth_it(input, self) and bare(self):
+        if torch.compiler.is_compiling() or input.numel() * self.out_features < LEAST:
+            return F.linear(input, self.weight, self.bias)
+        y = again(input, (self,))
+        if y is None and worth_it(input, self) and bare(self):
             y = product(input, (self,))
-            if y is not None:
-                return y
+        if y is not None:
+            return y
         if is_narrow(input, self):
             return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
-        return F.linear(input, self.weight, self.bias)
+        return _product(input, self.weight, self.bias)
 
 
 def project(x: Tensor, *modules: torch.nn.Module) -> tuple[Tensor, ...]:
@@ -120,8 +149,11 @@ def project(x: Tensor, *modules: torch.nn.Module) -> tuple[Tensor, ...]:
     forward and backward on a 2-core AVX-512 server, 6272 rows of 96 features: 4.5 ms instead of 5.3; 392 of 384: 2.3 instead
     of 2.9; 394 of 768: 6.6 instead of 7.0; in float32 nothing is gained).
     """
-    if not torch.compiler.is_compiling() and worth_it(x, *modules) and all(map(bare, modules)):
-        y = product(x, modules)
+    many = not torch.compiler.is_compiling() and x.numel() * getattr(modules[0], "out_features", 0) * len(modules) >= LEAST
+    if many:
+        y = again(x, modules)
+        if y is None and worth_it(x, *modules) and all(map(bare, modules)):
+            y = product(x, modules)
         if y is not None:
             return y.split([module.out_features for module in modules], dim=-1)
     if len(modules) > 1 and _learned_together(x, *modules):

@@ -10,20 +10,22 @@ float32 gained 2 to 10 % from run to run.
 The rule. A prepared weight is made when
   - gradients are off, `fast()` holds, everything is on the CPU, in float32 or in bfloat16 autocast;
   - the module is exactly `Linear` with contiguous parameters, and nothing is hooked to it;
+  - it is float32, and one of the compiled ways is worth it, whose layouts are right for any number of rows: with more than 64
+    rows `zoo.kernel.tiles`, with fewer `zoo.kernel.few_rows`, with one only within `kernel.repeated()`; or else
   - there are 4 to 2048 rows (below, reading the weight is all of the time; above, the library's own layout
     costs nothing) and at least 2**20 weights in float32, 2**15 in bfloat16, 3 x 2**18 with up to 32 rows. Smaller
     float32 products gain nothing that pays for the checks (394 rows: 768 -> 768 0.99 of the plain speed, 192 -> 768
     0.90; larger ones 1.04 to 1.08, and 1.2 to 1.9 with 4 to 64 rows). Up to 16 rows oneDNN's own layout is best (the
     48 products of GPT-2 for 8 rows, which read 340 MB: 18.0 ms, MKL's 19.7, plain 31.7); 512 -> 512 features for 4 or 8
     rows lose by it (0.07 ms each, plain 0.05);
-  - the same module met the same number of rows in the call before (the float32 layout depends on it).
+  - the same module met the same number of rows in the call before (these layouts depend on it).
 One prepared weight is kept per module, or per group of modules that read one input (query, key, value), where
 they form one product. Another number of rows in between, such as a prompt before tokens are generated one at a time,
 is computed the plain way and leaves it alone. When another number has come often enough in a row, the weight is prepared
 anew, and the next change takes twice as often; what was not used in 256 calls is freed. So a varying workload ends as
 the plain call.
 
-Memory: at most one more copy of the weights (float32; half of that in bfloat16). `zoo.kernel.plain()` or
+Memory: at most one more copy of the weights (float32; one and a half for the tiles, half in bfloat16). `zoo.kernel.plain()` or
 ZOO_KERNEL=plain turns it off; `Linear.forget()`, `.train()`, `.to()` and loading a state dict free it.
 
 It must never be stale. It is used only if every weight is the same object, at the same version (torch counts
@@ -43,6 +45,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from zoo.kernel import few_rows, tiles
 from zoo.kernel.switch import fast, product_dtype, repetition
 
 if TYPE_CHECKING:
@@ -52,6 +55,22 @@ ROWS = range(4, 2049)
 WEIGHTS, WEIGHTS_BFLOAT16, WEIGHTS_FEW = 2**20, 2**15, 3 * 2**18
 FEW, FEWER = 32, 16  # rows
 UNUSED = 256  # calls
+
+
+Compiled = tiles.Weight | few_rows.Weight
+"""Layouts of our own, which are right for any number of rows."""
+
+
+def layout(rows: int, outputs: int, inputs: int) -> type[Compiled] | None:
+    """The layout of our own that is the fastest for about so many rows; None where the library's are."""
+    if tiles.worth_it_prepared(rows, outputs, inputs):
+        return tiles.Weight
+    return few_rows.Weight if few_rows.worth_it(rows, outputs * inputs) else None
+
+
+def multiply(x: Tensor, weight: Compiled, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor | None:
+    """(rows, inputs) -> (rows, outputs); None where the numbers are such that torch has to do it."""
+    return (few_rows if isinstance(weight, few_rows.Weight) else tiles).multiply(x, weight, bias, out)  # type: ignore[arg-type]
 
 
 class Source:
@@ -81,19 +100,24 @@ class Source:
 
 
 class Prepared:
-    """What a `Linear` remembers: the last number of rows, how often it came, and the prepared weight, of which rows."""
+    """What a `Linear` remembers: the last number of rows, how often it came, and the prepared weight, of which rows.
+
+    A layout that is right for any number of rows stands in their place.
+    """
 
     __slots__ = ("compared", "dtype", "made_for", "missed", "outputs", "patience", "rows", "seen", "sources", "weight")
 
     def __init__(self) -> None:
-        self.rows, self.dtype, self.seen, self.patience = 0, torch.float32, 0, 2
-        self.made_for, self.missed = (0, torch.float32), 0
+        self.rows: int | type[Compiled] = 0
+        self.dtype, self.seen, self.patience = torch.float32, 0, 2
+        self.made_for: tuple[int | type[Compiled], torch.dtype] = (0, torch.float32)
+        self.missed = 0
         self.sources: tuple[Source, ...] = ()
-        self.weight: Tensor | None = None
+        self.weight: Tensor | Compiled | None = None
         self.outputs = 0
         self.compared: object = None
 
-    def holds(self, weights: list[Tensor], rows: int, dtype: torch.dtype) -> bool:
+    def holds(self, weights: list[Tensor], rows: int | type[Compiled], dtype: torch.dtype) -> bool:
         """Whether the prepared weight is of these weights as they are now; prepares it when it is time to."""
         if (rows, dtype) != (self.rows, self.dtype):
             self.rows, self.dtype, self.seen = rows, dtype, 0
@@ -116,11 +140,13 @@ class Prepared:
         self._prepare(weights, rows, dtype)
         return True
 
-    def _prepare(self, weights: list[Tensor], rows: int, dtype: torch.dtype) -> None:
+    def _prepare(self, weights: list[Tensor], rows: int | type[Compiled], dtype: torch.dtype) -> None:
         self.made_for, self.missed = (rows, dtype), 0
         self.sources = tuple(Source(weight) for weight in weights)
         joined = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
-        if dtype == torch.float32 and rows > FEWER:
+        if not isinstance(rows, int):
+            self.weight = rows(joined)
+        elif dtype == torch.float32 and rows > FEWER:
             self.weight = torch.ops.mkl._mkl_reorder_linear_weight(joined, rows)
         else:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(joined.to(dtype), rows)
@@ -163,12 +189,24 @@ class Preparing(torch.nn.Module):
 
 def worth_it(x: Tensor, *modules: torch.nn.Module) -> bool:
     """Whether weights of this size gain by being prepared: the cheapest of the questions, asked first."""
-    if torch.is_grad_enabled() or not AVAILABLE or x.numel() < ROWS.start * x.shape[-1]:
+    if torch.is_grad_enabled() or not AVAILABLE:
         return False
+    numbers = sum([module.weight.numel() for module in modules if isinstance(module, torch.nn.Linear)])
+    if numbers < WEIGHTS_BFLOAT16 and x.numel() < tiles.WORK // WEIGHTS_BFLOAT16 * x.shape[-1]:
+        return False
+    if _own_layout(x, numbers) is not None:
+        return True
     least = WEIGHTS_BFLOAT16 if torch.is_autocast_enabled("cpu") else WEIGHTS
     if least > WEIGHTS_FEW and x.numel() <= FEW * x.shape[-1]:
         least = WEIGHTS_FEW
-    return sum(module.weight.numel() for module in modules if isinstance(module, torch.nn.Linear)) >= least
+    return numbers >= least and x.numel() >= ROWS.start * x.shape[-1]
+
+
+def _own_layout(x: Tensor, weights: int) -> type[Compiled] | None:
+    """The layout of our own for so many weights, if they are float32. One row is worth it where it comes again and again."""
+    columns = max(x.shape[-1], 1)
+    rows = x.numel() // columns
+    return layout(rows, weights // columns, columns) if rows > 1 or repetition() is not None else None
 
 
 def bare(module: torch.nn.Module) -> bool:
@@ -192,6 +230,22 @@ def bare(module: torch.nn.Module) -> bool:
 _HOOKS = torch.nn.modules.module
 
 
+def again(x: Tensor, modules: tuple[Any, ...]) -> Tensor | None:
+    """`product`, where it was asked before within `kernel.repeated()` and answered for few rows: what was asked then about
+    weights and modules still holds, and asking again takes up to half as long as the product.
+    """
+    here = repetition()
+    known = None if here is None else here.get(modules)
+    if known is None:
+        return None
+    weight, bias = known
+    columns = weight.shape[1]
+    usual = type(x) is Tensor and x.dtype is torch.float32 and x.shape[-1] == columns
+    if not usual or x.numel() > few_rows.MOST * columns or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return None
+    return few_rows.multiply(x.reshape(-1, columns), weight, bias).view(*x.shape[:-1], -1)
+
+
 def product(x: Tensor, modules: tuple[Any, ...]) -> Tensor | None:
     """(..., inputs) -> (..., sum of the modules' outputs) through a prepared weight, a fresh tensor.
 
@@ -203,15 +257,24 @@ def product(x: Tensor, modules: tuple[Any, ...]) -> Tensor | None:
         return None
     rows = x.numel() // columns
     biases = [module.bias for module in modules]
-    if rows not in ROWS or len({bias is None for bias in biases}) > 1:
+    if len({bias is None for bias in biases}) > 1:
         return None
     dtype = product_dtype(x, *weights, *(bias for bias in biases if bias is not None))
     if dtype is None or any(w.dtype != torch.float32 or w.is_inference() or not w.is_contiguous() for w in weights):
         return None
+    own = _own_layout(x, sum(weight.numel() for weight in weights)) if dtype == torch.float32 else None
+    if own is None and rows not in ROWS:
+        return None
     memory = modules[0].prepared
-    if not memory.holds(weights, rows, dtype):
+    if not memory.holds(weights, own or rows, dtype):
         return None
     bias = biases[0] if len(biases) == 1 else None if biases[0] is None else torch.cat(biases)
+    if own is not None:
+        here = repetition()
+        if here is not None and own is few_rows.Weight:
+            here[modules] = memory.weight, bias
+        y = multiply(x.reshape(-1, columns), memory.weight, bias)
+        return None if y is None else y.view(*x.shape[:-1], -1)
     if dtype == torch.float32 and rows > FEWER:
         # The original weight is asked for its size only, since the rows are those it was prepared for.
         size = weights[0].new_empty(1).expand(memory.outputs, columns)

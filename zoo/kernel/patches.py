@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.kernel.linear import linear
 from zoo.kernel.switch import fast, product_dtype
 
 
@@ -27,4 +28,4 @@ def patches(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int | t
     rows, columns = height // high, width // wide
     whole = images[:, :, : rows * high, : columns * wide]
     grid = whole.reshape(batch, channels, rows, high, columns, wide).permute(0, 2, 4, 1, 3, 5)
-    return F.linear(grid.reshape(batch, rows, columns, channels * high * wide), weight.flatten(1), bias)
+    return linear(grid.reshape(batch, rows, columns, channels * high * wide), weight.flatten(1), bias)

@@ -6,6 +6,7 @@ and the tensors are of a kind that the fast way was measured on (each function s
 
 Two ways to have everything plain: the environment variable `ZOO_KERNEL=plain`, read when zoo is imported, and
 the context manager `plain()`, which holds for the code inside it (per thread and per asynchronous task).
+`ZOO_KERNEL=torch` allows fast ways, but only of torch's own operators: nothing is compiled (`zoo.kernel.compiled`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_fast: ContextVar[bool] = ContextVar("zoo.kernel.fast", default=os.environ.get("ZOO_KERNEL", "") != "plain")
+_SETTING = os.environ.get("ZOO_KERNEL", "")
+COMPILED = _SETTING not in ("plain", "torch")
+"""Whether C sources may be compiled and used."""
+
+_fast: ContextVar[bool] = ContextVar("zoo.kernel.fast", default=_SETTING != "plain")
 
 _repetition: ContextVar[dict[Any, Any] | None] = ContextVar("zoo.kernel.repetition", default=None)
 
