@@ -180,31 +180,53 @@ def test_several_threads_of_python_at_once() -> None:
             close(y, a @ b.T, 2e-5)
 
 
-ASKED = """
-import torch
-from zoo import kernel
-from zoo.kernel import tiles
-x, weight = torch.randn(512, 256), torch.randn(256, 256)
-torch.testing.assert_close(kernel.linear(x, weight), x @ weight.T, rtol=1e-4, atol=1e-4)
-print(tiles.functions() is not None)
-"""
+@needs_tiles
+def test_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = tmp_path / "zoo"
+    ask = compiled.library.__wrapped__
+    assert ask("few_rows", "-mavx512f") is not None
+    (file,) = made.iterdir()
+    assert file.suffix == ".so" and file.stat().st_mode & 0o077 == 0 and made.stat().st_mode & 0o077 == 0
+    before = file.stat().st_mtime_ns
+    assert ask("few_rows", "-mavx512f") is not None and file.stat().st_mtime_ns == before
+    half = tmp_path / "other" / "zoo" / file.name
+    half.parent.mkdir(parents=True, mode=0o700)
+    half.write_bytes(b"half a file")
+    half.chmod(0o600)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert ask("few_rows", "-mavx512f") is not None and half.stat().st_size > 1000  # made again
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert ask("few_rows", "-mavx512f") is not None  # only not kept
+    assert [path.name for path in made.iterdir()] == [file.name]
 
 
 @needs_tiles
-def test_compiled_once_and_done_without(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    assert run("-c", ASKED, XDG_CACHE_HOME=str(cache)).stdout.strip() == "True"
-    (made,) = (cache / "zoo").iterdir()
-    assert made.suffix == ".so" and made.stat().st_mode & 0o077 == 0
-    made.write_bytes(b"half a file")
-    assert run("-c", ASKED, XDG_CACHE_HOME=str(cache)).stdout.strip() == "True"
-    assert made.stat().st_size > 1000  # made again
-    for setting in ({"ZOO_KERNEL": "torch"}, {"PATH": str(tmp_path)}, {"ZOO_KERNEL": "plain"}):
-        done = run("-c", ASKED, XDG_CACHE_HOME=str(cache), **setting)
-        assert done.stdout.strip() == "False", done.stderr
-    unwritable = tmp_path / "file"
-    unwritable.write_text("no folder")
-    assert run("-c", ASKED, XDG_CACHE_HOME=str(unwritable)).stdout.strip() == "True"
+@pytest.mark.parametrize("without", ["compiler", "feature", "threads", "permission"])
+def test_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, without: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    option = "-mavx512f"
+    if without == "compiler":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    elif without == "feature":
+        option = "-mavx1024"
+    elif without == "threads":
+        monkeypatch.setattr(compiled, "_threads", lambda: None)
+    else:
+        monkeypatch.setattr(compiled, "COMPILED", False)
+    assert compiled.library.__wrapped__("few_rows", option) is None
+    monkeypatch.setattr(tiles, "functions", lambda: None)
+    x, weight = torch.randn(512, 256, requires_grad=True), torch.randn(256, 256)
+    assert torch.equal(kernel.linear(x, weight), F.linear(x, weight))
+
+
+ASKED = "from zoo.kernel import few_rows, tiles; print(tiles.functions(), few_rows.functions())"
+
+
+def test_the_environment_can_forbid_it(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = run("-c", ASKED, ZOO_KERNEL="torch")
+    assert done.stdout.strip() == "None None", done.stderr
 
 
 def test_a_library_that_others_may_write_is_not_loaded(tmp_path: Path) -> None:
@@ -220,8 +242,9 @@ def test_a_library_that_others_may_write_is_not_loaded(tmp_path: Path) -> None:
     assert not compiled._ours(file) and not compiled._ours(tmp_path / "missing")
 
 
-def test_nothing_without_a_compiler_that_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_where_compiling_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compiled.library.__wrapped__("tiles", "-no-such-option") is None
-    assert compiled.library.__wrapped__("no-such-source") is None
+    monkeypatch.setattr(compiled, "_features", lambda: frozenset({"no-such-option", "avx512f"}))
+    assert compiled.library.__wrapped__("few_rows", "-mno-such-option") is None
+    assert compiled.library.__wrapped__("no-such-source", "-mavx512f") is None
     assert list(tmp_path.iterdir()) == []
