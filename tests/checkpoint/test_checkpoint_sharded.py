@@ -231,11 +231,12 @@ def _places(index: Any) -> list[Any]:
         (lambda index: setattr(index.state_dict_metadata[NAME].chunks[1], "offsets", torch.Size([0, 1])), "lacks a piece"),
         (lambda index: setattr(index.state_dict_metadata[NAME], "size", torch.Size([500, 16])), "reaches beyond"),
         (lambda index: setattr(index.state_dict_metadata[NAME], "size", torch.Size([-1, 16])), "are no sizes"),
-        (lambda index: setattr(index.state_dict_metadata[NAME].properties, "dtype", torch.float64), "found something else"),
+        (lambda index: setattr(index.state_dict_metadata[NAME].properties, "dtype", torch.bfloat16), "found something else"),
         (lambda index: setattr(_places(index)[0], "relative_path", "../__0_0.distcp"), "is no place in this folder"),
         (lambda index: setattr(_places(index)[0], "relative_path", "/etc/passwd"), "is no place in this folder"),
         (lambda index: setattr(_places(index)[0], "offset", -5), "is no place in this folder"),
         (lambda index: setattr(_places(index)[0], "length", 10**12), "cut short"),
+        (lambda index: setattr(_places(index)[0], "length", 20), "larger than its bytes"),
         (lambda index: setattr(_places(index)[0], "transform_descriptors", ["zstd"]), "compressed"),
         (lambda index: index.state_dict_metadata.pop(NAME), "missing: head.output.weight"),
         (lambda index: setattr(index, "storage_data", None), "damaged or no index"),
@@ -258,6 +259,17 @@ def test_pieces_that_overlap(write: Any) -> None:
         assert first.sizes.numel() + second.sizes.numel() == entry.size.numel()
 
     refused(write(_index(overlap)), "do not make up the whole")
+
+
+@pytest.mark.parametrize("moved", [*range(1, 400, 7), 1000, 2000, 3000])
+def test_bytes_read_from_anywhere_are_one_error(write: Any, moved: int) -> None:
+    """Read from there, a file of tensors is a pickle of any kind: each failure of its reader is told the same way."""
+
+    def move(index: Any) -> None:
+        _places(index)[0].offset += moved
+        _places(index)[0].length -= min(moved, 300)
+
+    refused(write(_index(move)), "not opened|found something else|cut short")
 
 
 def test_damage_anywhere_is_one_error(write: Any) -> None:

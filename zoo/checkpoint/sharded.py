@@ -156,7 +156,10 @@ def _pieces(folder: Path, name: Any, entry: Any, places: list[tuple[Any, Any]]) 
             raise ValueError(f"{name} lacks a piece")
         if any(start + length > all_ for start, length, all_ in zip(offset, size, shape)):
             raise ValueError(f"{name} has a piece that reaches beyond it")
-        pieces.append(_piece(folder, offset, size, lying[offset]))
+        piece = _piece(folder, offset, size, lying[offset])
+        if math.prod(size) * dtype.itemsize > piece.length:
+            raise ValueError(f"{name} has a piece larger than its bytes")
+        pieces.append(piece)
     # blocks that do not overlap and have as many elements as the whole are the whole
     if sum(math.prod(piece.shape) for piece in pieces) != math.prod(shape) or _overlap(pieces):
         raise ValueError(f"the pieces of {name} do not make up the whole of it")
@@ -196,7 +199,7 @@ def _read(piece: Piece, name: str) -> Any:
         with piece.file.open("rb") as file:
             file.seek(piece.start)
             return torch.load(io.BytesIO(file.read(piece.length)), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # broken bytes may fail in any step of an unpickler
         reason = str(error).strip().partition("\n")[0][:160]
         raise WeightsError(f"{piece.file}: {name}: not opened: it is broken or holds more than tensors ({reason})") from None
 
