@@ -59,6 +59,19 @@ class LayerCache:
         buffers = self._held()
         return buffers[0], buffers[1]
 
+    def room(self, rows: int) -> tuple[Tensor, Tensor, int, int] | None:
+        """The memory of keys and values, (rows, key heads, room, head_size), and where what is kept begins and ends, if there
+        is room for one more token, which the caller may put in place himself and then counts by `grown`."""
+        if self._buffers is None or self._buffers[0].shape[0] != rows or self._buffers[0].dtype != torch.float32:
+            return None
+        full = self._end >= self._buffers[0].shape[2]
+        return None if full or self._differentiable() else (*self._buffers, self._first, self._end)
+
+    def grown(self) -> None:
+        """Counts one more token, whose key and value are in place."""
+        self.seen += 1
+        self._end += 1
+
     def change(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replaces what is kept, keys and values, by what `function` makes of each: rows chosen, repeated or moved."""
         if self._buffers is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from zoo import kernel
 from zoo.kernel import few_rows
-from zoo.kernel.switch import repetition
+from zoo.kernel.packed import Prepared
 
 needs_vectors = pytest.mark.skipif(few_rows.functions() is None, reason="no AVX-512 in this processor, or no compiler")
 BOUND = 2e-6
@@ -86,12 +84,16 @@ def test_one_row_is_worth_it_where_calls_repeat(monkeypatch: pytest.MonkeyPatch)
 
 @needs_vectors
 @torch.no_grad()
-def test_a_table_is_laid_out_where_calls_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["zoo.kernel.linear"], "TABLE", 2**20)
+def test_a_table_is_laid_out_where_calls_repeat() -> None:
     table, bias = torch.randn(5000, 256), torch.randn(5000)
     for rows in (1, 3, 32):
-        x = torch.randn(rows, 256)
-        with kernel.repeated():
-            for _ in range(9):
-                close(kernel.linear(x, table, bias), F.linear(x, table, bias))
-            assert any(isinstance(kept, few_rows.Weight) for kept in (repetition() or {}).values())
+        x, memory = torch.randn(rows, 256), Prepared()
+        for _ in range(3):
+            close(kernel.linear(x, table, bias, memory), F.linear(x, table, bias))
+        assert memory.weight is None  # nobody said that it comes again and again
+        for _ in range(2):
+            with kernel.repeated():
+                for _ in range(3):
+                    close(kernel.linear(x, table, bias, memory), F.linear(x, table, bias))
+            assert isinstance(memory.weight, few_rows.Weight)
+            table.data.mul_(2)  # which the next caller sees

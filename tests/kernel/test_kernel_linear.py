@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import sys
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo import kernel
 from zoo.kernel import few_rows, packed
+from zoo.kernel.packed import Prepared
 
 
 def test_linear_is_torchs_linear() -> None:
@@ -264,22 +264,21 @@ def test_projections_are_learned_together_under_autocast(bias: bool) -> None:
 
 @needs_packing
 def test_a_large_table_is_laid_out_once_for_a_caller_that_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["zoo.kernel.linear"], "TABLE", 2**20)
     monkeypatch.setattr(few_rows, "functions", lambda: None)  # the library's own way
     made = []
     reorder = torch.ops.mkldnn._reorder_linear_weight
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *given: made.append(given) or reorder(*given))
     table, x = torch.randn(4096, 256), torch.randn(4, 1, 256)
-    expected = F.linear(x, table)
+    expected, memory = F.linear(x, table), Prepared()
     with torch.no_grad():
         for _ in range(12):
-            close(kernel.linear(x, table), expected)
+            close(kernel.linear(x, table, None, memory), expected)
         assert not made
         with kernel.repeated():
             for _ in range(12):
-                close(kernel.linear(x, table), expected)
+                close(kernel.linear(x, table, None, memory), expected)
             assert len(made) == 1
-            close(kernel.linear(x[:3], table), expected[:3])
+            close(kernel.linear(x[:3], table, None, memory), expected[:3])
         table.mul_(2)
         with kernel.repeated():
-            close(kernel.linear(x, table), 2 * expected)
+            close(kernel.linear(x, table, None, memory), 2 * expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from zoo import kernel
@@ -46,6 +47,63 @@ class FullAttention(Attention):
             return mixed(pattern, value, dropout), pattern if weights else None
         seen = attention_weights(query, key, **options) if weights else None
         return kernel.attention(query, key, value, dropout=dropout, shared=layout.shared, **options), seen
+
+    def record(
+        self,
+        program: kernel.Program,
+        at: kernel.Places,
+        to: kernel.Places,
+        layout: Layout,
+        *,
+        across: bool = False,
+        add: bool = True,
+    ) -> None:
+        if self.query_norm is not None or self.output_norm is not None or self.pattern.watched:
+            program.refuse()
+        position = None if across else self.position_in(layout)
+        turned, interleaved = (0, False) if position is None else program.write(position)
+        read = (self.query,) if across else (self.query, self.key, self.value)
+        projected = program.place(sum(module.out_features for module in read))
+        found = program.place(self.query.out_features)
+        program.product(at, projected, *read)
+        look = self._look_across if across else self._look
+        program.attend(projected, found, look, self, turned, interleaved)
+        program.product(found, to, self.output, add=add)
+
+    def _look(self, x: Tensor, layer: int | None, layout: Layout) -> kernel.Look | None:
+        """What one more token of each text, of which `x` (rows, 1, width) stands for the queries, looks at."""
+        rows = x.shape[0]
+        room = (layout.cache if layer is None else layout.cache.layers[layer]).room(rows)
+        if room is None or layout.texts is not None or layout.lengths is not None:
+            return None
+        keys, values, first, end = room
+        number, position, angles = end - first + 1, self.position_in(layout), None
+        if position is None:
+            scores = layout.mask
+        else:
+            query = x[:, None]
+            if position.relative:
+                position.turned(query, query, layout)
+            else:
+                angles = position.tables(layout, query)
+            scores = self._scored(layout, query, number)
+        if scores is not None and (scores := kernel.to_add(scores, rows, self.heads, number, layout.shared)) is None:
+            return None
+        return kernel.Look(keys, values, number, first, scores=scores, angles=angles)
+
+    def _look_across(self, x: Tensor, layer: int | None, layout: Layout) -> kernel.Look | None:
+        cache = layout.cache if layer is None else layout.cache.layers[layer]
+        if layout.memory is None or cache.across is None:
+            return None
+        (keys, values), scores = cache.across, layout.memory.mask
+        number = keys.shape[2]
+        usual = (
+            keys.dtype == torch.float32 and keys.is_contiguous() and values.is_contiguous() and x.shape[0] % keys.shape[0] == 0
+        )
+        if scores is not None and usual:
+            scores = kernel.to_add(scores, keys.shape[0], self.heads, number, layout.shared)
+            usual = scores is not None
+        return kernel.Look(keys, values, number, own=False, scores=scores) if usual else None
 
     def _scored(self, layout: Layout, query: Tensor, keys: int) -> Tensor | None:
         """What each token may attend to, with what relative positions add to its scores; made once for equal layers."""

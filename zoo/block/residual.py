@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from zoo import kernel
 from zoo.block.base import BlockConfig
 from zoo.block.drop_path import DropPath
 from zoo.config import Config, Problem, Slot, within
@@ -97,6 +98,10 @@ class ResidualBlock(nn.Module):
 
         A block with cross-attention gives a pair of them: also those to the other sequence, (batch, heads, tokens, others).
         """
+        stepped = None if weights or layout.cache is None else kernel.step(self, x, layout)
+        if stepped is not None:
+            layout.cache.grown()
+            return stepped, None
         if self.order == "parallel":
             return self._parallel(x, layout, weights)
         assert self.feedforward_norm is not None
@@ -121,6 +126,38 @@ class ResidualBlock(nn.Module):
         changed = self._fed(normed if self.feedforward_norm is None else self.feedforward_norm(x), layout)
         x = x + self._scaled(self.attention_dropout(mixed), self.attention_scale)
         return x + self._scaled(self.dropout(changed), self.feedforward_scale), seen
+
+    def record(self, program: kernel.Program, layout: Layout) -> None:
+        if self.training or self.attention_scale is not None:
+            program.refuse()
+        program.untouched(self.attention_dropout, self.dropout, self.drop_path)
+        x = program.tokens
+        normed = program.place(x[1])
+        if self.order == "parallel":
+            program.write(self.attention_norm, x, normed)
+            other = normed if self.feedforward_norm is None else program.place(x[1])
+            if self.feedforward_norm is not None:
+                program.write(self.feedforward_norm, x, other)
+            program.write(self.attention, normed, x, layout)
+            program.write(self.feedforward, other, x, add=True)
+            return
+        self._record(program, normed, self.attention_norm, self.attention, layout)
+        if self.cross_attention is not None:
+            self._record(program, normed, self.cross_attention_norm, self.cross_attention, layout, across=True)
+        self._record(program, normed, self.feedforward_norm, self.feedforward)
+
+    def _record(self, program: kernel.Program, aside: kernel.Places, norm: Any, part: Any, *given: Any, **named: Any) -> None:
+        """A branch, which `_add` adds to the tokens; `aside` is a place for what is between."""
+        x = program.tokens
+        if self.order == "branch":
+            program.write(part, x, aside, *given, add=False, **named)
+            program.write(norm, aside, x, add=True)
+            return
+        if self.order == "pre":
+            program.write(norm, x, aside)
+        program.write(part, aside if self.order == "pre" else x, x, *given, add=True, **named)
+        if self.order == "post":
+            program.write(norm, x, x)
 
     def _fed(self, x: Tensor, layout: Layout) -> Tensor:
         """What the feed-forward makes of each token; one that treats padding or texts apart is told of them."""

@@ -45,3 +45,11 @@ class GatedFeedForward(nn.Module):
         hidden = kernel.activation(self.activation)(self.gate(x)) * self.up(x)
         down: Tensor = self.down(self.norm(functional.dropout(hidden, self.dropout, self.training)))
         return down
+
+    def record(self, program: kernel.Program, at: kernel.Places, to: kernel.Places, add: bool = False) -> None:
+        if self.norm is not None:
+            program.refuse()
+        hidden = program.place(self.up.out_features)
+        program.product(at, hidden, self.gate, activation=self.activation)
+        program.product(at, hidden, self.up, multiply=True)
+        program.product(hidden, to, self.down, add=add)

@@ -41,3 +41,10 @@ class MLP(nn.Module):
         hidden = functional.dropout(kernel.activation(self.activation)(self.up(x)), self.dropout, self.training)
         down: Tensor = self.down(self.norm(hidden))
         return down
+
+    def record(self, program: kernel.Program, at: kernel.Places, to: kernel.Places, add: bool = False) -> None:
+        if self.norm is not None:
+            program.refuse()
+        hidden = program.place(self.up.out_features)
+        program.product(at, hidden, self.up, activation=self.activation)
+        program.product(hidden, to, self.down, add=add)

@@ -13,10 +13,11 @@ from zoo import kernel
 from zoo.config import Problem
 from zoo.errors import InputError
 from zoo.head.base import HeadConfig
+from zoo.kernel.packed import Prepared, Preparing
 from zoo.layout import Layout
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Preparing):
     """A score for each token of the vocabulary, at each token of the text: which one comes next.
 
     Shapes: (batch, tokens, width) -> logits (batch, tokens, vocabulary). Cost: width x vocabulary products per token.
@@ -41,8 +42,11 @@ class LanguageModel(nn.Module):
             if vocabulary is None:
                 yield (), "a head that scores tokens needs an embedding of type 'tokens'"
 
+    memory = Prepared
+
     def __init__(self, config: Config, *, width: int, vocabulary: int) -> None:
         super().__init__()
+        self.forget()
         self.scale = config.scale
         self.weight = None if config.tied else nn.Parameter(torch.empty(vocabulary, width))
         self.bias = nn.Parameter(torch.empty(vocabulary)) if config.bias else None
@@ -55,7 +59,7 @@ class LanguageModel(nn.Module):
         weight = layout.table if self.weight is None else self.weight
         if weight is None:
             raise InputError("a tied head scores by the vectors of the embedding, and this embedding has none")
-        return kernel.linear(x if self.scale is None else x * self.scale, weight, self.bias)
+        return kernel.linear(x if self.scale is None else x * self.scale, weight, self.bias, self.prepared)
 
     def initialize(self, init: Any) -> None:
         if self.weight is not None:

@@ -3,8 +3,8 @@
 Each function stands for plain torch calls, named in its docstring, and is those calls wherever a written rule
 does not know better: see `tiles` (float32 on a processor's bfloat16 tiles), `packed` (weights in inference),
 `feedforward` (memory), `attention` (the backward pass in bfloat16), `distances` (the backward pass of relative
-positions), `patches` (a convolution as a product), `windows` (windows of a grid), and `switch` for how to turn all of
-it off.
+positions), `patches` (a convolution as a product), `windows` (windows of a grid), `step` (a token of each text through a
+whole block), and `switch` for how to turn all of it off.
 The parts of the library call these functions and know nothing of the rules.
 """
 
@@ -17,6 +17,7 @@ from zoo.kernel.local_attention import local_attention
 from zoo.kernel.local_band import GlobalTokens, chosen_tokens, first_tokens
 from zoo.kernel.norm import layer_norm, rms_norm
 from zoo.kernel.patches import patches
+from zoo.kernel.step import Look, Places, Program, step, to_add
 from zoo.kernel.switch import plain, readable, repeated
 from zoo.kernel.windows import Kept, Windows, real_places, regions, window_attention, window_index, window_weights
 
@@ -25,6 +26,9 @@ __all__ = [
     "GlobalTokens",
     "Kept",
     "Linear",
+    "Look",
+    "Places",
+    "Program",
     "Windows",
     "activation",
     "attention",
@@ -45,6 +49,8 @@ __all__ = [
     "regions",
     "repeated",
     "rms_norm",
+    "step",
+    "to_add",
     "window_attention",
     "window_index",
     "window_weights",

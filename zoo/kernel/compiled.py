@@ -43,24 +43,25 @@ def library(name: str, *options: str) -> ctypes.CDLL | None:
     if not COMPILED or compiler is None or threads is None or not needed <= _features():
         return None
     try:
-        source = Path(__file__).with_name(f"{name}.c").read_bytes()
+        sources = {file.name: file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.c"))}  # one may include others
         command = [compiler, "-std=gnu11", "-O3", "-fPIC", "-shared", "-fopenmp", *options]
-        key = hashlib.sha256(repr((source, command, threads, torch.__version__)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((sources, command, threads, torch.__version__)).encode()).hexdigest()[:16]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "zoo"
         known = cache / f"{name}-{key}.so"
         found = _load(known) if _ours(known) else None
-        return _compile(command, source, threads, known) if found is None else found
+        return _compile(command, name, sources, threads, known) if found is None else found
     except (OSError, subprocess.SubprocessError) as error:
         log.debug("%s.c is not used: %s", name, error)
         return None
 
 
-def _compile(command: list[str], source: bytes, threads: str, known: Path) -> ctypes.CDLL:
+def _compile(command: list[str], name: str, sources: dict[str, bytes], threads: str, known: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as scratch:
-        text, made = Path(scratch, known.with_suffix(".c").name), Path(scratch, known.name)
-        text.write_bytes(source)
+        for file, text in sources.items():
+            Path(scratch, file).write_bytes(text)
+        made = Path(scratch, known.name)
         # The threads' own library stands first, so that the compiler's is not needed.
-        command = [*command, str(text), "-Wl,--as-needed", threads, "-o", str(made)]
+        command = [*command, str(Path(scratch, f"{name}.c")), "-Wl,--as-needed", threads, "-lm", "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, timeout=LIMIT)
         _keep(made, known)
         return ctypes.CDLL(str(made))
@@ -119,7 +120,7 @@ def memory(size: int) -> Tensor:
     """
     if size < PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size // 2, dtype=torch.bfloat16)
-    space = mmap.mmap(-1, size + PAGE)
+    space = mmap.mmap(-1, size + PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # what is shared gets small pages only
     start = -torch.frombuffer(space, dtype=torch.uint8).data_ptr() % PAGE
     space.madvise(mmap.MADV_HUGEPAGE, start, size // PAGE * PAGE)
     return torch.frombuffer(space, dtype=torch.bfloat16, offset=start, count=size // 2)

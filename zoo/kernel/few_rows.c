@@ -6,7 +6,7 @@
  */
 #include <immintrin.h>
 
-enum { WIDTH = 16, STREAMS = 3, ROWS = 8 /* at a time: as many sums as there are registers */, AHEAD = 24 * WIDTH };
+enum { WIDTH = 16, STREAMS = 3, ROWS = 8 /* at a time: as many sums as there are registers */, AHEAD = 48 /* inputs */ };
 
 static inline long least(long a, long b) { return a < b ? a : b; }
 static inline __mmask16 first(long count) { return count >= WIDTH ? 0xffff : count <= 0 ? 0 : (1 << count) - 1; }
@@ -20,8 +20,10 @@ static inline __attribute__((always_inline)) void product(const int rows, long i
         for (int r = 0; r < rows; r++) sums[s][r] = _mm512_setzero_ps();
     for (long k = 0; k < inputs; k++, weight += WIDTH) {
         __m512 part[STREAMS];
+        /* behind the end of a panel the next that will be read there */
+        const float *next = weight + AHEAD * WIDTH + (k + AHEAD < inputs ? 0 : (STREAMS - 1) * inputs * WIDTH);
         for (int s = 0; s < STREAMS; s++) {
-            _mm_prefetch(weight + s * inputs * WIDTH + AHEAD, _MM_HINT_T0);
+            _mm_prefetch(next + s * inputs * WIDTH, _MM_HINT_T1);
             part[s] = _mm512_loadu_ps(weight + s * inputs * WIDTH);
         }
         for (int r = 0; r < rows; r++) {

@@ -8,53 +8,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernel import few_rows, tiles
-from zoo.kernel.packed import AVAILABLE, WEIGHTS, Prepared, Preparing, again, bare, product, worth_it
-from zoo.kernel.switch import fast, product_dtype, repetition
+from zoo.kernel import tiles
+from zoo.kernel.packed import AVAILABLE, WEIGHTS, Prepared, Preparing, again, bare, by_table, product, worth_it
+from zoo.kernel.switch import fast, product_dtype
 
 FEW = range(2, 33)  # rows
-TABLE, TIMES = 2**24, 4  # elements, and how often they are multiplied by
 LEAST = 2**17  # multiplications from which on it is worth asking for another way than the plain one
 NARROW, MANY = 256, 2048  # inputs, rows
 NARROW_GELU, MANY_GELU = 384, 384  # the same where GELU follows
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(..., inputs) x (outputs, inputs) -> (..., outputs), for a weight that belongs to no module.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, memory: Prepared | None = None) -> Tensor:
+    """(..., inputs) x (outputs, inputs) -> (..., outputs), for a weight that belongs to no `Linear`.
 
     Scoring a few tokens by a large table, without gradients and in float32, is oneDNN's product (8 rows, 50257 x 768 on a
     2-core AVX-512 server: 8.7 ms against 14.4; 4 rows 7.6 against 9.5; one row is all reading, 4.4 either way), and where one
-    caller does it again and again (`kernel.repeated`) that of a copy in a better layout (5.5 ms; one row 4.8 against 5.6).
+    caller does it again and again (`kernel.repeated`) that of a copy in a better layout (5.5 ms; one row 4.8 against 5.6),
+    which is kept in `memory`. Making it takes as long as eight products.
     """
+    if memory is not None and (y := by_table(x, weight, bias, memory)) is not None:
+        return y
     if fast() and not torch.is_grad_enabled() and _few(x, weight) and _single(x, weight, bias):
-        laid_out = _laid_out(x, weight)
-        if isinstance(laid_out, few_rows.Weight):
-            return few_rows.multiply(x.reshape(-1, x.shape[-1]), laid_out, bias).view(*x.shape[:-1], -1)
-        if x.numel() >= FEW.start * x.shape[-1]:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
-            return y
+        scores: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return scores
     return _product(x, weight, bias)
-
-
-def _laid_out(x: Tensor, weight: Tensor) -> Tensor | few_rows.Weight:
-    """The weight, or a copy in a better layout where one caller multiplies by it again and again (`kernel.repeated`).
-
-    The copy lasts as long as that. Making it takes as long as eight products, and it saves a third of each.
-    """
-    here = repetition()
-    if here is None or weight.numel() < TABLE:
-        return weight
-    rows = x.numel() // weight.shape[-1]
-    own = few_rows.worth_it(rows, weight.numel())
-    name = ("table", weight.data_ptr(), weight.shape, None if own else rows)
-    seen = here.get(name, 0)
-    if isinstance(seen, int) and seen < TIMES:
-        here[name] = seen + 1
-        return weight
-    if isinstance(seen, int):
-        seen = here[name] = few_rows.Weight(weight) if own else torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    copy: Tensor | few_rows.Weight = seen
-    return copy
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -72,7 +49,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _few(x: Tensor, weight: Tensor) -> bool:
     """Whether few rows meet a large table."""
     rows = x.numel() // max(weight.shape[-1], 1)
-    return weight.numel() >= WEIGHTS and (rows in FEW or (rows == 1 and repetition() is not None))
+    return weight.numel() >= WEIGHTS and rows in FEW
 
 
 def _single(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -213,7 +213,12 @@ def bare(module: torch.nn.Module) -> bool:
     """Whether calling the module is the product alone: exactly our class, and nothing hooked to it."""
     from zoo.kernel.linear import Linear
 
-    return type(module) is Linear and not (
+    return type(module) is Linear and not hooked(module) and module._parameters.get("weight") is not None
+
+
+def hooked(module: torch.nn.Module) -> bool:
+    """Whether calling a module does more, or something else, than its class says."""
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
@@ -223,7 +228,6 @@ def bare(module: torch.nn.Module) -> bool:
         or _HOOKS._global_backward_hooks
         or _HOOKS._global_backward_pre_hooks
         or "forward" in module.__dict__
-        or module._parameters.get("weight") is None
     )
 
 
@@ -251,12 +255,26 @@ def product(x: Tensor, modules: tuple[Any, ...]) -> Tensor | None:
 
     None where the rule above does not want one; the caller then computes the plain way.
     """
-    weights = [module.weight for module in modules]
+    weights, biases = [module.weight for module in modules], [module.bias for module in modules]
+    return _product(x, weights, biases, modules[0].prepared, modules)
+
+
+def by_table(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Prepared) -> Tensor | None:
+    """Few rows by a weight that belongs to no `Linear`, such as the vectors of all tokens, where one caller multiplies by it
+    again and again (`kernel.repeated`); None for the ordinary way.
+    """
+    if torch.compiler.is_compiling() or repetition() is None or torch.is_grad_enabled():
+        return None
+    y = again(x, (memory,))
+    few = 0 < x.numel() <= few_rows.MOST * weight.shape[-1] and weight.numel() >= WEIGHTS_FEW
+    return _product(x, [weight], [bias], memory, (memory,)) if y is None and few else y
+
+
+def _product(x: Tensor, weights: list[Any], biases: list[Any], memory: Prepared, name: tuple[Any, ...]) -> Tensor | None:
     columns = weights[0].shape[-1]
     if x.dim() < 2 or x.shape[-1] != columns or not fast():
         return None
     rows = x.numel() // columns
-    biases = [module.bias for module in modules]
     if len({bias is None for bias in biases}) > 1:
         return None
     dtype = product_dtype(x, *weights, *(bias for bias in biases if bias is not None))
@@ -265,15 +283,14 @@ def product(x: Tensor, modules: tuple[Any, ...]) -> Tensor | None:
     own = _own_layout(x, sum(weight.numel() for weight in weights)) if dtype == torch.float32 else None
     if own is None and rows not in ROWS:
         return None
-    memory = modules[0].prepared
     if not memory.holds(weights, own or rows, dtype):
         return None
     bias = biases[0] if len(biases) == 1 else None if biases[0] is None else torch.cat(biases)
     if own is not None:
         here = repetition()
         if here is not None and own is few_rows.Weight:
-            here[modules] = memory.weight, bias
-        y = multiply(x.reshape(-1, columns), memory.weight, bias)
+            here[name] = memory.weight, bias
+        y = multiply(x.reshape(-1, columns), memory.weight, bias)  # type: ignore[arg-type]
         return None if y is None else y.view(*x.shape[:-1], -1)
     if dtype == torch.float32 and rows > FEWER:
         # The original weight is asked for its size only, since the rows are those it was prepared for.

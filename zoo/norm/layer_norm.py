@@ -32,3 +32,6 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return kernel.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def record(self, program: kernel.Program, at: kernel.Places, to: kernel.Places, add: bool = False) -> None:
+        program.norm(at, to, self.weight, self.bias, self.eps, centred=True, add=add)

@@ -37,5 +37,8 @@ class RMSNorm(nn.Module):
         root = torch.rsqrt(single.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * ((x if self.precision == "float32-mean" else single) * root).to(x.dtype)
 
+    def record(self, program: kernel.Program, at: kernel.Places, to: kernel.Places, add: bool = False) -> None:
+        program.norm(at, to, self.weight, None, self.eps, centred=False, add=add)
+
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from zoo import kernel
 from zoo.config import Problem
 from zoo.config.base import PositiveInt
 from zoo.layout import Layout
@@ -75,6 +76,9 @@ class AlibiPosition(AttentionPosition):
             return plain
         real = mask[:, 0, 0].long()
         return (real.cumsum(1) - 1) * real
+
+    def record(self, program: kernel.Program) -> tuple[int, bool]:
+        return 0, False
 
     def bias(self, query_at: Tensor, key_at: Tensor) -> Tensor:
         dtype = getattr(torch, self.config.rounding)

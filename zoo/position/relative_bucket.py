@@ -62,6 +62,9 @@ class RelativeBucketPosition(AttentionPosition):
     def identity(self) -> Hashable:
         return ("relative-bucket", id(self))  # what is learned is equal for the layers that share this very part
 
+    def record(self, program: kernel.Program) -> tuple[int, bool]:
+        return 0, False
+
     def bias(self, query_at: Tensor, key_at: Tensor) -> Tensor:
         queries, keys = query_at.shape[1], key_at.shape[1]
         if queries > 1 and _in_a_row(query_at) and _in_a_row(key_at):

@@ -123,6 +123,9 @@ class RotaryPosition(AttentionPosition):
                 layout.shared[name] = known
         return known
 
+    def record(self, program: kernel.Program) -> tuple[int, bool]:
+        return self.size, self.config.order == "interleaved"
+
     def _angles(self, layout: Layout, tokens: int, device: torch.device) -> Tensor:
         """(batch or 1, tokens, size / 2), float32"""
         places = layout.places(tokens, device)

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, ValidationInfo, WithJsonSchema, fie
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo import kernel
 from zoo.config import Config, Problem, Slot, within
 from zoo.config.base import PositiveInt, Probability, raise_problems
 from zoo.config.merge import difference, merge
@@ -164,6 +165,12 @@ class UniformStack(nn.Module):
         cache = layout.cache
         if self.position is not None:
             layout = layout._replace(position=self.position)
+        if cache is not None and not hidden_states and not attentions:
+            stepped = kernel.step(self, x, layout)
+            if stepped is not None:
+                for each in cache.layers:
+                    each.grown()
+                return stepped, {}, {}
         if self.checkpointing and self.training and layout.shared is not None:
             layout.shared["again"] = True
         if cache is not None and self.checkpointing and self.training:
@@ -179,6 +186,15 @@ class UniformStack(nn.Module):
             if weights is not None:
                 seen[number] = weights
         return self.dropout(x if self.final_norm is None else self.final_norm(x)), states, seen
+
+    def record(self, program: kernel.Program, layout: Layout) -> None:
+        if self.training:
+            program.refuse()
+        for program.layer, layer in enumerate(self.layers):
+            program.write(layer, layout)
+        if self.final_norm is not None:
+            program.write(self.final_norm, program.tokens, program.tokens)
+        program.untouched(self.dropout)
 
 
 def whole_changes(pattern: list[dict[str, Any]] | None, block: Any) -> list[dict[str, Any]] | None:
