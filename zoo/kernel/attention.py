@@ -1,9 +1,10 @@
 """Scaled dot-product attention.
 
-Forward it is torch's own operator: as plain products it was not faster (float32, 2 x 12 heads of 197 tokens and
-64 features on a 2-core AVX-512 server: both 1.4 ms). Its backward pass in bfloat16 is slower there than plain
-products that compute the weights anew (5.2 against 3.7 ms), so `Attention` does those where the matrix of
-scores is small enough to be worth forming. In float32, with the weights kept, a training step was up to 9 % slower.
+Forward in float32 it is torch's own operator: as plain products it was not faster (2 x 12 heads of 197 tokens and
+64 features on a 2-core AVX-512 server: both 1.4 ms). In bfloat16 there is a faster one for tiles
+(`zoo.kernel.attention_tiles`), and torch's backward pass is slower than plain products that compute the weights anew (5.2
+against 3.7 ms), so `Attention` does those where the matrix of scores is small enough to be worth forming. In float32, with
+the weights kept, a training step was up to 9 % slower.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.kernel import attention_tiles
 from zoo.kernel.switch import fast, product_dtype, readable
 
 SCORES = 2**25  # elements of (batch, heads, tokens, tokens) up to which the backward pass forms them: 64 MB
@@ -51,12 +53,16 @@ def attention(
         return y.reshape(*query.shape[:-1], value.shape[-1])
     square = tokens == keys
     if mask is None and (not causal or square):
-        if not grouped and dropout == 0 and _fast_backward(query, key, value):
+        if not grouped and dropout == 0 and not torch.compiler.is_compiling() and query.numel():
             size = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-            # Conversions stay outside, where autograd sees them.
-            inputs = [t.to(torch.bfloat16) for t in (query, key, value)]
-            with torch.autocast("cpu", enabled=False):
-                return Attention.apply((causal, size), *inputs)
+            if _fast_backward(query, key, value):
+                # Conversions stay outside, where autograd sees them.
+                inputs = [t.to(torch.bfloat16) for t in (query, key, value)]
+                with torch.autocast("cpu", enabled=False):
+                    return Attention.apply((causal, size), *inputs)
+            mixed = attention_tiles.attention(query, key, value, causal, size)
+            if mixed is not None:
+                return mixed
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=grouped
         )
@@ -144,7 +150,10 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, setting: tuple[bool, float], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         causal, scale = ctx.setting = setting
-        output, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
+        output = attention_tiles.attention(query, key, value, causal, scale)
+        if output is None:
+            flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            output, _ = flash(query, key, value, 0.0, causal, scale=scale)
         ctx.save_for_backward(query, key, value)
         return output
 

@@ -32,6 +32,8 @@ from torch import Tensor
 from zoo.kernel.compiled import library, memory
 
 STEP = 3 * 2 * 512  # bfloat16 numbers for 32 columns and 32 places of the sum: as in tiles.c
+OPTIONS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
+"""The compiler's, for what they need of the processor."""
 DONE = 0
 WORK = 2**24
 """Multiplications from which on a product is worth asking."""
@@ -42,7 +44,7 @@ ROWS, ROWS_PREPARED, COLUMNS = 192, 65, 64
 @lru_cache
 def functions() -> Any:
     """The compiled functions, or None; asked for the first time when the first product is worth it."""
-    found = library("tiles", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
+    found = library("tiles", *OPTIONS)
     if found is None or found.zoo_tiles_enable() != 0:
         return None
     number, address, switch, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_float
