@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,40 +38,29 @@ class Found(NamedTuple):
     """Their config, as it lies there."""
 
 
+_FAMILIES = (
+    "huggingface_vit.HuggingFaceViT", "huggingface_vit.HuggingFaceDeiT", "timm_vit.TimmViT",
+    "huggingface_swin.HuggingFaceSwin", "timm_swin.TimmSwin", "huggingface_bert.HuggingFaceBert",
+    "huggingface_roberta.HuggingFaceRoberta", "huggingface_distilbert.HuggingFaceDistilBert",
+    "huggingface_longformer.HuggingFaceLongformer", "huggingface_gpt2.HuggingFaceGPT2", "huggingface_llama.HuggingFaceLlama",
+    "huggingface_mistral.HuggingFaceMistral", "huggingface_mistral.HuggingFaceQwen2", "huggingface_mixtral.HuggingFaceMixtral",
+    "huggingface_gpt_neox.HuggingFaceGPTNeoX", "huggingface_gptj.HuggingFaceGPTJ", "huggingface_falcon.HuggingFaceFalcon",
+    "huggingface_cohere.HuggingFaceCohere", "huggingface_clip.HuggingFaceCLIP", "huggingface_clip_towers.HuggingFaceCLIPText",
+    "huggingface_clip_towers.HuggingFaceCLIPVision", "open_clip.OpenClip", "huggingface_t5.HuggingFaceT5",
+    "huggingface_t5_stacks.HuggingFaceT5Encoder", "huggingface_switch.HuggingFaceSwitch",
+    "huggingface_switch.HuggingFaceSwitchEncoder", "huggingface_bart.HuggingFaceBart", "huggingface_marian.HuggingFaceMarian",
+)  # fmt: skip
+
+
 def families() -> list[Family]:
     """The reference families that we read and write."""
-    from zoo.checkpoint.huggingface_bart import HuggingFaceBart
-    from zoo.checkpoint.huggingface_bert import HuggingFaceBert
-    from zoo.checkpoint.huggingface_clip import HuggingFaceCLIP
-    from zoo.checkpoint.huggingface_clip_towers import HuggingFaceCLIPText, HuggingFaceCLIPVision
-    from zoo.checkpoint.huggingface_cohere import HuggingFaceCohere
-    from zoo.checkpoint.huggingface_distilbert import HuggingFaceDistilBert
-    from zoo.checkpoint.huggingface_falcon import HuggingFaceFalcon
-    from zoo.checkpoint.huggingface_gpt2 import HuggingFaceGPT2
-    from zoo.checkpoint.huggingface_gpt_neox import HuggingFaceGPTNeoX
-    from zoo.checkpoint.huggingface_gptj import HuggingFaceGPTJ
-    from zoo.checkpoint.huggingface_llama import HuggingFaceLlama
-    from zoo.checkpoint.huggingface_longformer import HuggingFaceLongformer
-    from zoo.checkpoint.huggingface_marian import HuggingFaceMarian
-    from zoo.checkpoint.huggingface_mistral import HuggingFaceMistral, HuggingFaceQwen2
-    from zoo.checkpoint.huggingface_mixtral import HuggingFaceMixtral
-    from zoo.checkpoint.huggingface_roberta import HuggingFaceRoberta
-    from zoo.checkpoint.huggingface_swin import HuggingFaceSwin
-    from zoo.checkpoint.huggingface_switch import HuggingFaceSwitch, HuggingFaceSwitchEncoder
-    from zoo.checkpoint.huggingface_t5 import HuggingFaceT5
-    from zoo.checkpoint.huggingface_t5_stacks import HuggingFaceT5Encoder
-    from zoo.checkpoint.huggingface_vit import HuggingFaceDeiT, HuggingFaceViT
-    from zoo.checkpoint.open_clip import OpenClip
-    from zoo.checkpoint.timm_swin import TimmSwin
-    from zoo.checkpoint.timm_vit import TimmViT
+    return [_family(name) for name in _FAMILIES]
 
-    texts = [HuggingFaceBert(), HuggingFaceRoberta(), HuggingFaceDistilBert(), HuggingFaceLongformer()]
-    decoders = [HuggingFaceGPT2(), HuggingFaceLlama(), HuggingFaceMistral(), HuggingFaceQwen2()]
-    decoders += [HuggingFaceMixtral(), HuggingFaceGPTNeoX(), HuggingFaceGPTJ(), HuggingFaceFalcon(), HuggingFaceCohere()]
-    pairs = [HuggingFaceCLIP(), HuggingFaceCLIPText(), HuggingFaceCLIPVision(), OpenClip()]
-    pairs += [HuggingFaceT5(), HuggingFaceT5Encoder(), HuggingFaceSwitch(), HuggingFaceSwitchEncoder()]
-    pairs += [HuggingFaceBart(), HuggingFaceMarian()]
-    return [HuggingFaceViT(), HuggingFaceDeiT(), TimmViT(), HuggingFaceSwin(), TimmSwin(), *texts, *decoders, *pairs]
+
+def _family(name: str) -> Family:
+    module, _, kind = name.partition(".")
+    family: Family = getattr(import_module(f"zoo.checkpoint.{module}"), kind)()
+    return family
 
 
 def locate(source: str | Path) -> Found:
@@ -141,11 +131,12 @@ def recognise(values: dict[str, Any], place: str) -> Family:
     Raises:
         ConfigError: none that we know.
     """
-    for family in families():
+    kind = values.get("model_type") or values.get("architecture") or "unnamed"
+    for name in sorted(_FAMILIES, key=lambda name: str(kind) not in name):  # the likely ones first: others need not be imported
+        family = _family(name)
         if family.recognises(values):
             return family
     known = ", ".join(family.model_type for family in families() if hasattr(family, "model_type"))
-    kind = values.get("model_type") or values.get("architecture") or "unnamed"
     expected = f"{known}, or timm's vit_* and swin_*"
     raise ConfigError(f"{place}/config.json: models of type {kind!r} are not supported; expected {expected}")
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from zoo.kernel import few_rows
 from zoo.kernel.compiled import library
 from zoo.kernel.packed import bare, hooked
-from zoo.kernel.switch import fast, repetition
+from zoo.kernel.switch import fast, product_dtype, repetition
 
 ACTIVATIONS = ("identity", "relu", "gelu", "gelu-tanh", "quick-gelu", "silu")
 LARGEST, TRIES = 256, 8
@@ -145,7 +145,7 @@ class Program:
 
     def _pointers(self, weight: Tensor, bias: Tensor | None, size: int) -> tuple[int, int | None]:
         for each in (weight,) if bias is None else (weight, bias):
-            if each.dtype != torch.float32 or each.device.type != "cpu" or each.shape != (size,) or not each.is_contiguous():
+            if product_dtype(each) != torch.float32 or each.shape != (size,) or not each.is_contiguous():
                 raise Unrecorded
         self._held += [weight, bias]
         return weight.data_ptr(), None if bias is None else bias.data_ptr()
@@ -180,7 +180,7 @@ def step(owner: Any, x: Tensor, *given: Any) -> Tensor | None:
     if here is None:
         return None
     rows = x.shape[0]
-    usual = type(x) is Tensor and x.dtype is torch.float32 and x.shape[1] == 1 and rows <= few_rows.MOST
+    usual = type(x) is Tensor and x.dtype is torch.float32 and x.shape[1] == 1 and 0 < rows <= few_rows.MOST
     if not usual or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not fast():
         return None
     program = here.get(owner, 0)
@@ -239,12 +239,10 @@ def _small(modules: tuple[Any, ...]) -> tuple[few_rows.Weight, Tensor | None]:
     if not all(map(bare, modules)):
         raise Unrecorded
     weights, biases = [module.weight for module in modules], [module.bias for module in modules if module.bias is not None]
-    if any(each.dtype != torch.float32 or each.device.type != "cpu" for each in weights + biases):
+    if product_dtype(*weights, *biases) != torch.float32 or (biases and len(biases) < len(weights)):
         raise Unrecorded
     if sum(weight.numel() for weight in weights) >= few_rows.WEIGHTS:
         raise Unrecorded(later=True)
-    if biases and len(biases) < len(weights):
-        raise Unrecorded
     return few_rows.Weight(torch.cat(weights)), torch.cat(biases) if biases else None
 
 
