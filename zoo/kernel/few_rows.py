@@ -13,7 +13,8 @@ Measured on a 2-core server with AVX-512, twelve weights of 3072 x 768 by turns,
     here                  0.29   0.29   0.30   0.32   0.45   0.67   1.11
     GB/s                  32.7   32.7   31.2   29.7   21.1   14.2    8.5
 
-Called from C, the products of GPT-2's 340 MB read 38 GB/s in large pages and 30 in small ones. Weights of 512 x 512 gain as much (8 rows 0.065 -> 0.047).
+Called from C, the products of GPT-2's 340 MB read 38 GB/s in large pages and 30 in small ones. Weights of 512 x 512 gain
+as much (8 rows 0.065 -> 0.047).
 """
 
 from __future__ import annotations
