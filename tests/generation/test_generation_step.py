@@ -95,8 +95,8 @@ def check(model: Any, given: dict[str, Tensor], **options: Any) -> None:
     exact = torch.stack(model.double().generate(**given, **settings, return_dict_in_generate=True).logits).double()
     model.float()
     floor, largest = (ordinary - exact).abs().max().item(), exact.abs().max().item()
-    # the noise floor is 1e-7 to 2e-6 of the largest score; sums in another order stay within four times what is measured
-    assert (mine - exact).abs().max().item() <= 4 * max(floor, 1e-7 * largest)
+    # the noise floor is 3e-7 to 9e-5 of the largest score, from case to case; ours was at most 1.6 times as far off
+    assert (mine - exact).abs().max().item() <= 3 * max(floor, 1e-7 * largest)
 
 
 @pytest.mark.parametrize("name", [*CHANGES, *BLOCKS])
@@ -154,7 +154,7 @@ def test_long_texts_and_little_room(runs: list[int]) -> None:
     with torch.no_grad():
         whole = model(ids, attention_mask=mask).logits
     assert len(runs) > 140 and len(cache) == 200
-    assert (last[:, -1] - whole[:, -1]).abs().max() <= 1e-4 * whole.abs().max()  # 2e-6 to 2e-5 measured
+    assert (last[:, -1] - whole[:, -1]).abs().max() <= 2e-6 * whole.abs().max()  # 1.5e-7 measured
 
 
 def test_a_row_that_may_look_at_nothing(runs: list[int]) -> None:
@@ -173,12 +173,9 @@ def test_a_row_that_may_look_at_nothing(runs: list[int]) -> None:
                     last = model(torch.full((3, 1), 5), attention_mask=mask, past_key_values=cache).logits
         steps.append(last)
     assert len(runs) >= 4
-    assert torch.equal(steps[0].isnan(), steps[1].isnan()) and steps[0].isnan().any(-1).flatten().tolist() == [
-        False,
-        True,
-        False,
-    ]
-    assert torch.allclose(steps[0], steps[1], rtol=0.0, atol=1e-4, equal_nan=True)
+    assert torch.equal(steps[0].isnan(), steps[1].isnan())
+    assert steps[0].isnan().any(-1).flatten().tolist() == [False, True, False]
+    assert torch.allclose(steps[0], steps[1], rtol=0.0, atol=1e-5, equal_nan=True)  # 1e-6 measured, of values up to 4
 
 
 class Doubled(MLP):
@@ -212,9 +209,9 @@ def test_hidden_states_and_weights_are_those_of_the_ordinary_way(runs: list[int]
     whole = model(torch.tensor([[0, 1, 2, 3, 4, 5, 7, 7, 7, 7]]), output_hidden_states=True, output_attentions=True)
     assert runs
     for mine, theirs in zip(last.hidden_states, whole.hidden_states):
-        assert (mine[:, -1] - theirs[:, -1]).abs().max() <= 1e-4
+        assert (mine[:, -1] - theirs[:, -1]).abs().max() <= 2e-5  # 1.8e-6 measured
     for mine, theirs in zip(last.attentions, whole.attentions):
-        assert (mine[..., -1, :] - theirs[..., -1, :]).abs().max() <= 1e-5
+        assert (mine[..., -1, :] - theirs[..., -1, :]).abs().max() <= 2e-6  # 1.2e-7 measured
 
 
 @pytest.mark.parametrize("what", ["float64", "bfloat16", "autocast", "gradients", "plain", "not repeated"])

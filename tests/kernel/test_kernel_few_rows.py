@@ -97,3 +97,16 @@ def test_a_table_is_laid_out_where_calls_repeat() -> None:
                     close(kernel.linear(x, table, bias, memory), F.linear(x, table, bias))
             assert isinstance(memory.weight, few_rows.Weight)
             table.data.mul_(2)  # which the next caller sees
+
+
+@needs_vectors
+@torch.no_grad()
+def test_plain_calls_among_repeated_ones_are_plain() -> None:
+    layer, x = kernel.Linear(512, 512).eval(), torch.randn(1, 512)
+    with kernel.repeated():
+        for _ in range(3):
+            fast = layer(x)
+        with kernel.plain():
+            assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+        assert torch.equal(layer(x), fast)
+    assert not torch.equal(fast, F.linear(x, layer.weight, layer.bias))  # or this would say nothing

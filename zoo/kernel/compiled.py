@@ -1,7 +1,7 @@
 """C sources of this folder, compiled by the machine's own compiler when they are first needed.
 
 That takes half a second once: what comes out is kept in the user's cache folder (`$XDG_CACHE_HOME/zoo`, else `~/.cache/zoo`),
-under a name made from the source, the options, the compiler and torch's version. Without a compiler, or where anything goes
+under a name made from all sources, the options, the compiler and torch's version. Without a compiler, or where anything goes
 wrong, there is nothing, and the caller takes torch's operators instead.
 """
 

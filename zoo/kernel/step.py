@@ -1,4 +1,4 @@
-"""One token of each text through a whole block, in a single call, as when texts are written a token at a time.
+"""One token of each text through a block, or a stack of them, in a single call, as when texts are written token by token.
 
 There the products take as long as reading their weights, and all else, some forty operators a block of a few thousand numbers
 each, costs what calling them costs: on a 2-core server with AVX-512 2.2 ms of 21 for a token of GPT-2 where weights are small,
@@ -11,7 +11,7 @@ instructions: a norm, a product with what follows it, and attention. That happen
 
 A block is computed in the ordinary way where a part does not say what it does, which a part of a user or a part with another
 one inside it need not; where its class inherits that, but not the forward pass that it describes; where anything is hooked
-to it; and where a program would be slower or could not be right: see `Program.run`.
+to it; and in other types than float32, with gradients, or with more rows than `few_rows` is for.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Program:
     def norm(self, at: Places, to: Places, weight: Tensor, bias: Tensor | None, eps: float, centred: bool, add: bool) -> None:
         """Puts a layer norm (`centred`) or root-mean-square norm there, or adds it."""
         pointers = self._pointers(weight, bias, at[1])
-        self._step("norm", at, to, pointers, how=int(add), centred=int(centred), number=eps)
+        self._step("norm", at, to, pointers, how=_HOWS.index("add" if add else "put"), centred=int(centred), number=eps)
 
     def product(
         self, at: Places, to: Places, *modules: Any, activation: str = "identity", add: bool = False, multiply: bool = False
@@ -122,7 +122,7 @@ class Program:
             raise Unrecorded
         self._held += [weight, bias]
         pointers = (weight.memory.data_ptr(), None if bias is None else bias.data_ptr())
-        how = 2 if multiply else int(add)
+        how = _HOWS.index("multiply" if multiply else "add" if add else "put")
         self._step("product", at, to, pointers, how=how, activation=ACTIVATIONS.index(activation))
 
     def attend(

@@ -33,10 +33,11 @@ _repetition: ContextVar[dict[Any, Any] | None] = ContextVar("zoo.kernel.repetiti
 @contextmanager
 def plain() -> Iterator[None]:
     """Within this context every function of `zoo.kernel` is its plain torch call."""
-    before = _fast.set(False)
+    before, around = _fast.set(False), _repetition.set(None)  # what was prepared outside is not for the plain calls
     try:
         yield
     finally:
+        _repetition.reset(around)
         _fast.reset(before)
 
 

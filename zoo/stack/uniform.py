@@ -190,7 +190,8 @@ class UniformStack(nn.Module):
     def record(self, program: kernel.Program, layout: Layout) -> None:
         if self.training:
             program.refuse()
-        for program.layer, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.layers):
+            program.layer = number
             program.write(layer, layout)
         if self.final_norm is not None:
             program.write(self.final_norm, program.tokens, program.tokens)
