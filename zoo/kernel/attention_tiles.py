@@ -37,7 +37,7 @@ TOKENS, KEYS, SIZES, WORK = 16, 2048, range(32, 257, 32), 2**20
 @lru_cache
 def functions() -> Any:
     """The compiled functions, or None; asked for the first time when the first attention is worth it."""
-    found = library("attention", *tiles.OPTIONS)
+    found = library("attention_tiles", *tiles.OPTIONS)
     if found is None or found.zoo_tiles_enable() != 0:
         return None
     number, address, switch, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_float

@@ -42,7 +42,7 @@ WEIGHTS = 2**18
 @lru_cache
 def functions() -> Any:
     """The compiled functions, or None; asked for the first time when the first layer is worth it."""
-    found = library("feedforward", *tiles.OPTIONS)
+    found = library("feedforward_tiles", *tiles.OPTIONS)
     if found is None or found.zoo_tiles_enable() != 0:
         return None
     number, address, switch = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
