@@ -19,6 +19,8 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[2]
 TEXT = {"embedding.vocabulary": 8000, "stack.depth": 8, "stack.width": 512, "stack.block.attention.heads": 8}
 IMAGE: dict[str, Any] = {"stack.depth": 8}
+EXPERTS = {"type": "mixture-of-experts", "experts": 4, "expert": {"type": "mlp", "activation": "gelu-tanh", "hidden": 1024}}
+SPARSE = {**TEXT, "stack.block.feedforward": {**EXPERTS, "balance": 0.01}}
 CASES: dict[str, dict[str, Any]] = {
     "single": {"model": "gpt2", "overrides": TEXT, "batch": 4, "tokens": 256},
     "single, checkpointing": {"model": "gpt2", "overrides": TEXT, "batch": 8, "tokens": 256, "checkpointing": True},
@@ -30,8 +32,25 @@ CASES: dict[str, dict[str, Any]] = {
         "model": "gpt2", "overrides": TEXT, "batch": 4, "tokens": 256, "strategy": "fsdp", "checkpointing": True
     },
     "tensor": {"model": "gpt2", "overrides": TEXT, "batch": 4, "tokens": 256, "strategy": "tensor"},
+    "expert": {"model": "gpt2", "overrides": SPARSE, "batch": 4, "tokens": 256, "strategy": {"data": 2, "expert": 2}},
+    "expert, checkpointing": {
+        "model": "gpt2", "overrides": SPARSE, "batch": 4, "tokens": 256, "strategy": {"data": 2, "expert": 2},
+        "checkpointing": True,
+    },
+    "expert among 4": {
+        "model": "gpt2", "overrides": SPARSE, "batch": 4, "tokens": 256, "strategy": {"data": 4, "expert": 2}
+    },
+    "experts, tensor": {"model": "gpt2", "overrides": SPARSE, "batch": 4, "tokens": 256, "strategy": {"tensor": 2}},
 }  # fmt: skip
 """`batch` is that of each process."""
+SIZES: dict[str, dict[str, int]] = {"ddp": {"data": 2}, "fsdp": {"data": 2}, "tensor": {"tensor": 2}}
+
+
+def sizes(case: dict[str, Any]) -> tuple[int, int, int]:
+    """Among how many processes data, work on one batch, and experts are divided."""
+    strategy = case.get("strategy", "single")
+    named = SIZES.get(strategy, {}) if isinstance(strategy, str) else strategy
+    return named.get("data", 1), named.get("tensor", 1), named.get("expert", 1)
 
 
 def measured(case: dict[str, Any]) -> int:
@@ -39,7 +58,8 @@ def measured(case: dict[str, Any]) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    processes = 1 if case.get("strategy", "single") == "single" else 2
+    data, tensor, _ = sizes(case)
+    processes = data * tensor
     common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
     common = (common if processes > 1 else {}) | {
         "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1",
@@ -66,13 +86,12 @@ def planned(case: dict[str, Any]) -> Any:
     """What the plan says of it."""
     from zoo.planning.plan import plan
 
-    strategy = case.get("strategy", "single")
-    devices = 1 if strategy == "single" else 2
+    strategy, (data, tensor, _) = case.get("strategy", "single"), sizes(case)
     settings = {name: case[name] for name in ("tokens", "precision", "checkpointing", "optimizer") if name in case}
-    batch = case["batch"] * (1 if strategy == "tensor" else devices)
     found = plan(
-        case["model"], case["overrides"], devices=devices, strategy=strategy, batch=batch, accelerator="cpu", **settings
-    )
+        case["model"], case["overrides"], devices=data * tensor, strategy=strategy, batch=case["batch"] * data,
+        accelerator="cpu", **settings,
+    )  # fmt: skip
     estimate = found.estimates[0]
     assert estimate.micro_batch == case["batch"], estimate
     return estimate
@@ -117,10 +136,12 @@ def work(case: dict[str, Any]) -> int:
         module, peak = ZooModule(model, task, {"name": case.get("optimizer", "adamw"), "schedule": "constant"}), Peak()
         engines: dict[str, Any] = {"single": "auto", "ddp": "ddp"}
         strategy = case.get("strategy", "single")
-        sizes = {"fsdp": (2, 1), "tensor": (1, 2)}.get(strategy, (1, 1))
-        engine = engines.get(strategy) or ModelParallel(data_parallel_size=sizes[0], tensor_parallel_size=sizes[1])
+        data, tensor, expert = sizes(case)
+        engine = (engines.get(strategy) if isinstance(strategy, str) else None) or ModelParallel(
+            data_parallel_size=data, tensor_parallel_size=tensor, expert_parallel_size=expert
+        )
         trainer = lightning.Trainer(
-            max_steps=4, accelerator="cpu", devices=1 if strategy == "single" else 2, strategy=engine, callbacks=[peak],
+            max_steps=4, accelerator="cpu", devices=data * tensor, strategy=engine, callbacks=[peak],
             precision=case.get("precision", "32-true"), logger=False, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False,
         )  # fmt: skip
@@ -130,6 +151,7 @@ def work(case: dict[str, Any]) -> int:
         return peak.bytes
 
     small = {"stack.depth": 1, "stack.width": 64, "stack.block.attention.heads": 4}
+    small |= {name: value for name, value in case["overrides"].items() if name == "stack.block.feedforward"}
     train({**small, "embedding.vocabulary": 100} if "tokens" in case else small, 2, 16)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

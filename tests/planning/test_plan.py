@@ -28,6 +28,9 @@ TEXT = {
     "embedding": {"vocabulary": 500, "dropout": 0.0},
     "stack": {"width": WIDTH, "depth": DEPTH, "block": {"attention": {"heads": 4, "dropout": 0.0}, "dropout": 0.0}},
 }
+EXPERTS = {"type": "mixture-of-experts", "experts": 8, "top_k": 2, "expert": {"type": "mlp", "hidden": 96, "bias": False}}
+APART = Strategy("fsdp", 4, expert=2)
+SPARSE = {**TEXT, "stack.block.feedforward": EXPERTS}
 IMAGE = {"stack": {"width": 64, "depth": 3, "block": {"attention": {"heads": 4}}}, "head": {"classes": 10}}
 
 
@@ -50,10 +53,10 @@ def test_activations_are_those_of_the_formula(checkpointing: bool, expected: int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [Strategy("single"), Strategy("fsdp", 4), Strategy("fsdp x tensor", 2, 2)])
+@pytest.mark.parametrize("strategy", [Strategy("single"), Strategy("fsdp", 4), Strategy("fsdp x tensor", 2, 2), APART])
 @pytest.mark.parametrize(("precision", "checkpointing"), [("32-true", False), ("bf16-mixed", True)])
 def test_a_few_layers_tell_of_all(strategy: Strategy, precision: str, checkpointing: bool) -> None:
-    config = resolve("gpt2", TEXT)
+    config = resolve("gpt2", SPARSE if strategy.expert > 1 else TEXT)
     whole = simulate(config, strategy, settings(precision, checkpointing), 2)
     few, more, times = _shortened(config) or pytest.fail("it is long enough")
     found = simulate(more, strategy, settings(precision, checkpointing), 2)
@@ -112,6 +115,29 @@ def test_communication() -> None:
     assert tensor.communication == {"sum": pytest.approx(DEPTH * sums * 2 * 3 / 4 * 16 * TOKENS * WIDTH * 4)}
 
 
+def test_experts_are_divided() -> None:
+    """Among 4 devices of which each has others, or two the same ones, or which work on one batch."""
+    whole = 4 * zoo.plan("gpt2", SPARSE, batch=1, tokens=8).parameters
+    experts = 4 * DEPTH * EXPERTS["experts"] * 2 * WIDTH * 96
+    kept, rest = experts / 4, whole - experts
+    options: dict[str, Any] = {"devices": 4, "batch": 16, "tokens": TOKENS}
+    strategies = [{"data": 4, "expert": 4}, {"data": 4, "expert": 2}, {"tensor": 4}]
+    four, two, tensor = zoo.plan("gpt2", SPARSE, strategy=strategies, **options).estimates
+    rows = 2 * TOKENS * WIDTH * 4  # of one text, two for each token, in float32
+    for each, among, sent in ((four, 1, 3 / 4), (two, 2, 1 / 2)):
+        assert each.memory is not None and each.memory.parameters == whole / 4 and each.memory.optimizer == whole / 2
+        # there and back, forward and backward
+        assert each.communication["exchange"] == pytest.approx(DEPTH * 4 * sent * 4 * rows)
+        scattered = 3 / 4 * rest + (among - 1) / among * experts / each.strategy.expert
+        assert each.communication["reduce"] == pytest.approx(scattered, rel=1e-5)
+    assert tensor.memory is not None and kept < tensor.memory.parameters < kept + rest
+    of_attention = (1 + 3) * 16 * TOKENS * WIDTH * 4
+    assert tensor.communication == {"sum": pytest.approx(2 * 3 / 4 * DEPTH * (of_attention + 2 * 16 * rows))}
+    momentum = zoo.plan("gpt2", SPARSE, strategy=strategies[1], optimizer="sgd", **options).estimates[0]
+    assert momentum.memory is not None and momentum.memory.optimizer == whole / 4
+    assert [each.label for each in all_strategies(4, 6)] == ["ddp", "fsdp", "fsdp, expert 2", "fsdp 2 x tensor 2", "tensor"]
+
+
 @pytest.mark.parametrize("strategy", ["single", "fsdp"])
 def test_the_largest_micro_batch_is_the_largest(strategy: str) -> None:
     options: dict[str, Any] = {"devices": 1 if strategy == "single" else 2, "strategy": strategy, "tokens": TOKENS}
@@ -151,7 +177,7 @@ def test_strategies_are_spelled_as_the_trainer_does() -> None:
     assert read_strategy("{type: model-parallel, tensor: 2}", 8) == Strategy("fsdp x tensor", 4, 2)
     assert read_strategy("model-parallel", 8) == read_strategy("fsdp", 8) == Strategy("fsdp", 8)
     assert read_strategy("auto", 1) == Strategy("single")
-    for each in all_strategies(8):
+    for each in all_strategies(8, 4):
         assert read_strategy(each.trainer, 8) == each
     with pytest.raises(ConfigError, match="data 3 x tensor 2 are 6 processes, and not 8"):
         read_strategy({"type": "model-parallel", "data": 3, "tensor": 2}, 8)

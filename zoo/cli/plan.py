@@ -15,6 +15,7 @@ NAMES = {
     "reduce": "gradients scattered",
     "average": "gradients averaged",
     "sum": "activations summed",
+    "exchange": "tokens to experts",
 }
 
 
@@ -62,6 +63,8 @@ def _print(model: str, found: Plan) -> None:
     print(f"{model}: {found.parameters:,} parameters on {many} ({how})")
     if counted:
         table = _table("on each device", *(each.strategy.label for each in counted))
+        for place, column in enumerate(table.columns):  # strategies have long names, which may take several lines
+            column.no_wrap, column.overflow = place == 0, "fold"
         rows = [(name, [getattr(each.memory, name) for each in counted]) for name in counted[0].memory._fields]  # type: ignore[union-attr]
         for name, sizes in rows:
             table.add_row({"optimizer": "optimiser"}.get(name, name), *map(scaled, sizes))
@@ -76,6 +79,8 @@ def _print(model: str, found: Plan) -> None:
             table.add_row("micro-batches a step", *(str(each.accumulate) for each in counted))
         table.add_row("largest that fits", *(str(each.largest) if each.fits else "none" for each in counted), style="bold")
         console.print(table)
+    if any("exchange" in each.communication for each in counted):
+        print("tokens are taken to choose all experts equally often; a device whose experts are chosen more holds more")
     for each in found.estimates:
         if not each.fits:
             print(f"{each.strategy.label} does not fit: {each.reason}")

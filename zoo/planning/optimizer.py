@@ -9,7 +9,8 @@ from torch import Tensor
 
 from zoo.errors import ConfigError
 from zoo.planning.ledger import Ledger
-from zoo.planning.step import Settings, Step, share_of
+from zoo.planning.share import shards, share_of
+from zoo.planning.step import Settings, Step
 from zoo.planning.strategy import Strategy
 
 TWO_MOMENTS = ("adamw", "adam")
@@ -52,12 +53,21 @@ def held_by(name: str, config: Any, strategy: Strategy, settings: Settings, step
     except (RuntimeError, NotImplementedError) as error:
         why = " ".join(str(error).split())[:80]
         raise ConfigError(f"optimizer: {name!r} looks at values, so that it cannot be tried without memory ({why})") from None
-    states = sum(value.untyped_storage().nbytes() for state in optimizer.state.values() for value in _tensors(state))
-    temporary: float = max((sum(peak.values()) for peak in ledger.peaks.values()), default=0) - states
+    sizes = {id(each): sum(map(_stored, _tensors(state))) for each, state in optimizer.state.items()}
+    among = shards(model, strategy)
+    peak = max((sum(peak.values()) for peak in ledger.peaks.values()), default=0) - sum(sizes.values())
+    # FSDP2 leaves as much of what is temporary as of the gradients
+    temporary = (
+        max(peak, 0) * step.gradients / max(sum(_stored(each.grad) for each in model.parameters() if each.requires_grad), 1)
+    )
     if not settings.gloo and "fused" not in optimizer.defaults:
-        temporary = max(temporary, step.gradients * strategy.sharded)  # on GPUs all parameters are treated together
-    return Held(states / strategy.sharded, max(temporary, 0) / strategy.sharded)
+        temporary = max(temporary, step.gradients)  # on GPUs all parameters are treated together
+    return Held(sum(size / among.get(each, strategy.sharded) for each, size in sizes.items()), temporary)
 
 
 def _tensors(state: Any) -> list[Tensor]:
     return [value for value in state.values() if isinstance(value, Tensor) and value.ndim > 0]
+
+
+def _stored(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from zoo.config.resolve import resolve
 from zoo.errors import ConfigError, InputError, did_you_mean, one_of, unknown
+from zoo.model.construct import on_meta
 from zoo.planning.optimizer import Held, held_by
 from zoo.planning.precision import PRECISIONS
+from zoo.planning.share import all_experts
 from zoo.planning.step import Settings, Step, simulate
 from zoo.planning.strategy import Strategy, all_strategies, read_strategy
 
@@ -52,7 +55,8 @@ class Estimate(NamedTuple):
     when: str
     """In which phase of a step the memory is the most."""
     communication: dict[str, int]
-    """Bytes that a device sends in a step: `gather` weights, `reduce` gradients, `average` them, `sum` activations."""
+    """Bytes that a device sends in a step: `gather` weights, `reduce` gradients, `average` them, `sum` activations, `exchange`
+    rows of tokens between experts."""
 
     @property
     def fits(self) -> bool:
@@ -110,17 +114,16 @@ def plan(
     if accelerator not in ("gpu", "cpu"):
         raise unknown("accelerator", accelerator, ("gpu", "cpu"))
     room, config = read_memory(memory), resolve(model, overrides)
+    whole = on_meta(config)
+    experts = math.gcd(*(each.number for each in all_experts(whole))) or 1
     wanted = [strategy] if isinstance(strategy, (str, Mapping)) else strategy
-    strategies = [read_strategy(each, devices) for each in wanted] if wanted else list(all_strategies(devices))
+    strategies = [read_strategy(each, devices) for each in wanted] if wanted else list(all_strategies(devices, experts))
     for each in strategies if wanted and batch is not None else []:
         if batch is not None and batch % each.data:
             raise ConfigError(f"batch: {batch} examples cannot be divided evenly among {each.data} groups of devices")
-    from zoo.model.construct import on_meta
-
-    parameters = on_meta(config).num_parameters()
     planner = _Planner(config, Settings(precision, checkpointing, tokens, accelerator == "cpu"), optimizer, room)
     estimates = tuple(planner.estimate(each, batch) for each in strategies)
-    return Plan(parameters, devices, room, batch, precision, checkpointing, optimizer, estimates)
+    return Plan(whole.num_parameters(), devices, room, batch, precision, checkpointing, optimizer, estimates)
 
 
 def read_memory(value: str | int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from zoo.config.messages import config_error
 from zoo.errors import ConfigError, unknown
 
 NAMES = ("single", "ddp", "fsdp", "tensor", "model-parallel")
-"""One device; the whole model on each; FSDP2; tensor parallel; both of these, as `data` and `tensor` say."""
+"""One device; the whole model on each; FSDP2; tensor parallel; these and experts apart, as `data`, `tensor`, `expert` say."""
 
 
 class Strategy(NamedTuple):
@@ -22,6 +23,13 @@ class Strategy(NamedTuple):
     """What people call it: `single`, `ddp`, `fsdp`, `tensor`, or `fsdp x tensor`."""
     data: int = 1
     tensor: int = 1
+    expert: int = 1
+    """Among how many of the groups experts are divided."""
+
+    @property
+    def replicas(self) -> int:
+        """How many groups have the same experts."""
+        return self.data // self.expert
 
     @property
     def sharded(self) -> int:
@@ -30,14 +38,16 @@ class Strategy(NamedTuple):
 
     @property
     def label(self) -> str:
-        return f"fsdp {self.data} x tensor {self.tensor}" if self.data > 1 and self.tensor > 1 else self.name
+        both = f"fsdp {self.data} x tensor {self.tensor}" if self.data > 1 and self.tensor > 1 else self.name
+        return f"{both}, expert {self.expert}" if self.expert > 1 else both
 
     @property
     def trainer(self) -> Any:
         """What `trainer.strategy` of a run says for it."""
         if self.name in ("single", "ddp"):
             return {"single": "auto"}.get(self.name, self.name)
-        return {"type": "model-parallel", "data": self.data, "tensor": self.tensor}
+        sizes = {"data": self.data, "tensor": self.tensor, **({"expert": self.expert} if self.expert > 1 else {})}
+        return {"type": "model-parallel", **sizes}
 
 
 def read_strategy(value: Any, devices: int) -> Strategy:
@@ -77,19 +87,23 @@ def _parallel(value: Mapping[str, Any], devices: int) -> Strategy:
     fields = {"devices": devices}
     for place, message in config.misfits(fields):
         raise ConfigError(f"{'.'.join(map(str, place))}: {message}")
-    if config.expert > 1:
-        raise ConfigError("strategy.expert: experts that are divided among processes are not counted yet; leave it out")
     data, tensor = config.groups(fields) or 1, config.tensor
-    return Strategy("tensor" if data == 1 else "fsdp" if tensor == 1 else "fsdp x tensor", data, tensor)
+    return Strategy("tensor" if data == 1 else "fsdp" if tensor == 1 else "fsdp x tensor", data, tensor, config.expert)
 
 
-def all_strategies(devices: int) -> Iterator[Strategy]:
-    """Those worth trying: within a group of 2, 4 or 8 devices work is divided too; more than 8 are seldom linked well."""
+def all_strategies(devices: int, experts: int = 1) -> Iterator[Strategy]:
+    """Those worth trying: within a group of 2, 4 or 8 devices work is divided too; more than 8 are seldom linked well.
+
+    Args:
+        experts: how many each mixture of the model has; they are divided as far as they can be.
+    """
     if devices == 1:
         yield Strategy("single")
         return
     yield Strategy("ddp", devices)
     yield Strategy("fsdp", devices)
+    if (expert := math.gcd(devices, experts)) > 1:
+        yield Strategy("fsdp", devices, expert=expert)
     for tensor in (2, 4, 8):
         if devices % tensor == 0 and tensor <= devices:
             data = devices // tensor
