@@ -16,6 +16,7 @@ from torch import Tensor
 import zoo
 from zoo import kernel
 from zoo.feedforward.mlp import MLP
+from zoo.kernel.activation import IN_C
 
 step: Any = sys.modules["zoo.kernel.step"]
 pytestmark = [
@@ -48,7 +49,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "embedding.position": None, "stack.block.attention.position": {"type": "rotary", "fraction": 0.5},
     },
     "relative": {"embedding.position": None, "stack.position": {"type": "relative-bucket", "buckets": 8, "distance": 12}},
-    **{name: {"stack.block.feedforward.activation": name} for name in step.ACTIVATIONS},
+    **{name: {"stack.block.feedforward.activation": name} for name in IN_C},
 }  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
     "layer scale": {"stack.block.layer_scale": 0.5},

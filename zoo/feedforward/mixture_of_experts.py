@@ -17,9 +17,9 @@ from zoo.config import Problem, Slot, within
 from zoo.config.base import PositiveInt
 from zoo.feedforward.gated import GatedFeedForward
 from zoo.feedforward.mlp import MLP
-from zoo.kernel.experts import Layer, expert_feedforward, row_counts, through_experts
+from zoo.kernel.experts import Layer, expert_feedforward, mixture, row_counts, through_experts
 from zoo.kernel.experts_product import Kept
-from zoo.kernel.packed import Preparing
+from zoo.kernel.packed import Preparing, hooked
 from zoo.kernel.share import share
 from zoo.layout import Layout
 from zoo.registry import make
@@ -125,7 +125,9 @@ class MixtureOfExperts(nn.Module):
         weights, chosen = self._choice(logits)
         if config.capacity is not None:
             chosen = self._within_capacity(chosen, x, layout)
-        mixed = through_experts(tokens, chosen, weights, config.experts, self.experts, full=config.capacity is None)
+        mixed = self.experts.mixture(tokens, chosen, weights)
+        if mixed is None:
+            mixed = through_experts(tokens, chosen, weights, config.experts, self.experts, full=config.capacity is None)
         mixed = mixed.view_as(x)
         return mixed if self.shared is None else mixed + self.shared(x)
 
@@ -208,16 +210,26 @@ class Experts(Preparing):
                 place.register_parameter(each, nn.Parameter(torch.empty(number, *parameter.shape)))
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
+        if not self._usual:
+            return self._each(rows, counts)
+        plan, (up, down, gate) = self.__dict__["plan"], self._layers()
+        dropout = plan.dropout if self.training else 0.0
+        # weights that are here for the length of one call only are not prepared
+        kept = None if self._forward_pre_hooks else self.prepared
+        return expert_feedforward(rows, counts, up, plan.activation, down, gate, dropout, kept)
+
+    def mixture(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor | None:
+        """What `through_experts` does with these experts, in one call; None where that is not faster, or somebody watches."""
+        plan = self.__dict__["plan"]
+        if not self._usual or hooked(self) or (self.training and plan.dropout):
+            return None
+        up, down, gate = self._layers()
+        return mixture(x, chosen, weights, up, plan.activation, down, gate, self.prepared)
+
+    @property
+    def _usual(self) -> bool:
         plan: Any = self.__dict__["plan"]
-        usual = type(plan) in (MLP, GatedFeedForward) and plan.norm is None
-        if usual:
-            up, down, gate = (self._layer(name) for name in ("up", "down", "gate"))
-            dropout = plan.dropout if self.training else 0.0
-            assert up is not None and down is not None
-            # weights that are here for the length of one call only are not prepared
-            kept = None if self._forward_pre_hooks else self.prepared
-            return expert_feedforward(rows, counts, up, plan.activation, down, gate, dropout, kept)
-        return self._each(rows, counts)
+        return type(plan) in (MLP, GatedFeedForward) and plan.norm is None
 
     def initialize(self, init: Any) -> None:
         """Each expert is drawn by itself, as a feed-forward alone would be."""
@@ -249,8 +261,13 @@ class Experts(Preparing):
             place = place._modules[step]  # type: ignore[assignment]
         return place
 
-    def _layer(self, name: str) -> Layer | None:
-        module: Any = self._modules.get(name)
+    def _layers(self) -> tuple[Layer, Layer, Layer | None]:
+        """Up, down, and gate if there is one."""
+        up, down, gate = (self._layer(self._modules.get(name)) for name in ("up", "down", "gate"))
+        assert up is not None and down is not None
+        return up, down, gate
+
+    def _layer(self, module: Any) -> Layer | None:
         if module is None:
             return None
         bias = getattr(module, "bias", None)

@@ -2,7 +2,7 @@
 
 Each function stands for plain torch calls, named in its docstring, and is those calls wherever a written rule
 does not know better: see `tiles` (float32 on a processor's bfloat16 tiles), `attention_tiles` and `feedforward_tiles` (more on
-them), `packed` (weights in inference), `few_rows` (when texts are written),
+them), `packed` (weights in inference), `few_rows` (when texts are written), `experts_few_rows` (experts in one call),
 `feedforward` (memory), `attention` (the backward pass in bfloat16), `distances` (the backward pass of relative
 positions), `patches` (a convolution as a product), `windows` (windows of a grid), `step` (a token of each text through a
 whole block), and `switch` for how to turn all of it off.

@@ -47,6 +47,9 @@ _FUNCTIONS: dict[str, tuple[Function, Function]] = {
 
 ACTIVATIONS: tuple[str, ...] = tuple(_FUNCTIONS)
 
+IN_C = ("identity", "relu", "gelu", "gelu-tanh", "quick-gelu", "silu")
+"""Those of activation.c, in its order."""
+
 
 def activation(name: str) -> Function:
     """The elementwise function of that name (one of `ACTIVATIONS`)."""

@@ -23,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernel import tiles
+from zoo.kernel import few_rows, tiles
+from zoo.kernel.activation import IN_C
+from zoo.kernel.experts_few_rows import Panels, mixture
 from zoo.kernel.packed import AVAILABLE, Compiled, Source, layout, multiply
 from zoo.kernel.switch import repetition
 
@@ -82,6 +84,11 @@ def product(
     return y if bias is None else y.add_(bias)
 
 
+def _layout(rows: int, weight: Tensor) -> type[Compiled] | None:
+    """The layout of our own for about so many rows of each expert, of which those that have any have one."""
+    return layout(max(rows, 1), *weight.shape[1:])
+
+
 class Kept:
     """The weights of experts in a better layout, for inference. The rules are those of `zoo.kernel.packed`, but that rows may
     be as many as they are, which changes from call to call: a layout is right for any number of them.
@@ -89,12 +96,12 @@ class Kept:
 
     def __init__(self) -> None:
         self.seen, self.missed, self.patience = 0, 0, 2
-        self.packed: list[list[Any]] | None = None
+        self.packed: list[Any] | None = None
         self.layout: type[Compiled] | None = None
         self.sources: list[Source] = []
         self.compared: object = None
 
-    def weights(self, weights: Sequence[Tensor], rows: int) -> list[list[Any]] | None:
+    def weights(self, weights: Sequence[Tensor], rows: int) -> list[Any] | None:
         """Each layer's weights by expert, for about so many rows of each; None where they are not prepared, or cannot be."""
         # whatever is no parameter may be another tensor in the next call
         known = all(type(w) is torch.nn.Parameter and w.is_contiguous() and not w.is_inference() for w in weights)
@@ -102,23 +109,47 @@ class Kept:
             return None
         if self.packed is not None and not self._unchanged(weights):
             self.packed, self.sources, self.seen = None, [], 0
-        wanted = layout(rows, *weights[0][0].shape)
+        wanted = _layout(rows, weights[0])
         self.seen += 1
         self.missed = self.missed + 1 if self.packed is not None and wanted is not self.layout else 0
         if self.missed >= self.patience:  # either layout is right for any number of rows, and one of them is faster
             self.packed, self.missed, self.patience = None, 0, 2 * self.patience
         if self.packed is None and self.seen > 1:
             self.layout = wanted
-            self.packed = [[self._prepare(each.detach()) for each in weight] for weight in weights]
+            self.packed = [self._prepare(weight.detach()) for weight in weights]
             self.sources = [Source(weight) for weight in weights]
         return self.packed
 
-    def _prepare(self, weight: Tensor) -> Any:
-        return torch.ops.mkl._mkl_reorder_linear_weight(weight, ROWS) if self.layout is None else self.layout(weight)
+    def mixture(
+        self, x: Tensor, chosen: Tensor, shares: Tensor, weights: Sequence[Tensor], biases: Sequence[Any], activation: str
+    ) -> Tensor | None:
+        """`zoo.kernel.experts_few_rows.mixture`, once weights are kept in its layout; None for the ordinary way."""
+        wanted = _layout(chosen.numel() // weights[0].shape[0], weights[0])
+        if self.packed is None or self.layout is not few_rows.Weight or wanted is not self.layout or activation not in IN_C:
+            return None
+        here, panels = repetition(), self.packed
+        if not len(chosen) or not self._unchanged(weights, compare=False):
+            return None
+        samples = self.sources if here is None or self.compared is not here else []
+        y = mixture(x, chosen, shares, panels, biases, activation, samples)
+        if y is None:
+            self.packed, self.sources, self.seen = None, [], 0
+        else:
+            self.missed, self.compared = 0, here
+        return y
 
-    def _unchanged(self, weights: Sequence[Tensor]) -> bool:
+    def _prepare(self, weight: Tensor) -> Any:
+        if self.layout is few_rows.Weight:
+            return Panels(weight)
+        return [
+            torch.ops.mkl._mkl_reorder_linear_weight(each, ROWS) if self.layout is None else self.layout(each)
+            for each in weight
+        ]
+
+    def _unchanged(self, weights: Sequence[Tensor], compare: bool = True) -> bool:
         here = repetition()
-        compare = here is None or self.compared is not here
-        self.compared = here
+        compare = compare and (here is None or self.compared is not here)
+        if compare:
+            self.compared = here
         same = (source.unchanged(weight, compare) for source, weight in zip(self.sources, weights))
         return len(weights) == len(self.sources) and all(same)

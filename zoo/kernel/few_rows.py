@@ -7,11 +7,11 @@ float32's own, added up in the order of the inputs.
 Measured on a 2-core server with AVX-512, twelve weights of 3072 x 768 by turns, milliseconds, and how fast that reads:
 
     rows                     1      2      4      8     16     32     64
-    F.linear              0.36   0.40   0.58   0.79   0.81   1.04   1.49
-    MKL's layout          0.34   0.40   0.45   0.54   0.63   0.79   1.11
-    oneDNN's              0.39   0.44   0.45   0.50   0.62   0.85   1.26
-    here                  0.29   0.29   0.30   0.32   0.45   0.67   1.11
-    GB/s                  32.7   32.7   31.2   29.7   21.1   14.2    8.5
+    F.linear              0.36   0.36   0.60   0.81   0.81   1.04   1.44
+    MKL's layout          0.34   0.39   0.44   0.53   0.60   0.76   1.04
+    oneDNN's              0.38   0.42   0.43   0.51   0.59   0.82   1.22
+    here                  0.30   0.30   0.32   0.34   0.37   0.53   0.93
+    GB/s                  31.6   31.9   29.4   27.4   25.7   17.7   10.2
 
 Called from C, the products of GPT-2's 340 MB read 38 GB/s in large pages and 30 in small ones. Weights of 512 x 512 gain
 as much (8 rows 0.065 -> 0.047).
@@ -52,14 +52,23 @@ def worth_it(rows: int, weights: int) -> bool:
     return 0 < rows <= MOST and weights >= WEIGHTS and functions() is not None
 
 
+def size(outputs: int, inputs: int) -> int:
+    """How many bytes the panels of a weight take."""
+    return -(-outputs // OUTPUTS) * OUTPUTS * inputs * 4
+
+
 class Weight:
-    """A weight in panels: (outputs, inputs)."""
+    """A weight in panels: (outputs, inputs).
+
+    Args:
+        room: where they are to lie; None takes new memory.
+    """
 
     __slots__ = ("memory", "shape")
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, room: Tensor | None = None) -> None:
         outputs, inputs = self.shape = weight.shape
-        self.memory = memory(-(-outputs // OUTPUTS) * OUTPUTS * inputs * 4)
+        self.memory = memory(size(outputs, inputs)) if room is None else room
         source, threads = weight.contiguous(), torch.get_num_threads()
         functions().zoo_few_rows_prepare(outputs, inputs, source.data_ptr(), self.memory.data_ptr(), threads)
 

@@ -5,12 +5,12 @@
  */
 #include <math.h>
 
+#include "activation.c"
 #include "few_rows.c"
 
 enum { NORM, PRODUCT, ATTEND };
-enum { IDENTITY, RELU, GELU, GELU_TANH, QUICK_GELU, SILU };
 enum { PUT, ADD, MULTIPLY };
-enum { KEYS = 64 /* scored at a time */, LARGEST = 256 /* features of a head */ };
+enum { KEYS = 64 /* scored at a time */, LARGEST = 256 /* features of a head */, MOST = 64 /* rows: as in few_rows.py */ };
 
 struct instruction {
     long kind, from, to, inputs, outputs;
@@ -31,57 +31,6 @@ struct look {
     const float *cosine, *sine;         /* (rows or 1, turned / 2) */
     long angles;                        /* their stride */
 };
-
-static inline __m512 all(float value) { return _mm512_set1_ps(value); }
-
-/* e^x, by the whole and the broken part of x / ln 2; relative error 2e-7. */
-static inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(all(-110), _mm512_min_ps(all(88.7f), x));  /* in this order what is not a number stays so */
-    const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, all(1.44269504f)), 0);
-    x = _mm512_fnmadd_ps(whole, all(0.693359375f), x);
-    x = _mm512_fnmadd_ps(whole, all(-2.12194440e-4f), x);
-    __m512 sum = all(1.f / 5040);
-    sum = _mm512_fmadd_ps(sum, x, all(1.f / 720));
-    sum = _mm512_fmadd_ps(sum, x, all(1.f / 120));
-    sum = _mm512_fmadd_ps(sum, x, all(1.f / 24));
-    sum = _mm512_fmadd_ps(sum, x, all(1.f / 6));
-    sum = _mm512_fmadd_ps(sum, x, all(.5f));
-    sum = _mm512_fmadd_ps(sum, x, all(1));
-    sum = _mm512_fmadd_ps(sum, x, all(1));
-    return _mm512_scalef_ps(sum, whole);
-}
-
-static inline __m512 logistic(__m512 x) {
-    return _mm512_div_ps(all(1), _mm512_add_ps(all(1), exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
-}
-
-/* x times the share of the normal distribution below it: one minus erf by Press et al., Numerical Recipes, section 6.2, whose
- * relative error is 1.2e-7. */
-static inline __m512 gelu(__m512 x) {
-    static const float terms[] = {0.17087277f, -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f, 0.09678418f,
-                                  0.37409196f, 1.00002368f, -1.26551223f};
-    const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), all(0.70710678f));
-    const __m512 t = _mm512_div_ps(all(1), _mm512_fmadd_ps(z, all(.5f), all(1)));
-    __m512 sum = all(terms[0]);
-    for (int n = 1; n < 10; n++) sum = _mm512_fmadd_ps(sum, t, all(terms[n]));
-    const __m512 beyond = _mm512_mul_ps(all(.5f), _mm512_mul_ps(t, exponential(_mm512_fnmadd_ps(z, z, sum))));
-    const __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
-    return _mm512_mul_ps(x, _mm512_mask_sub_ps(beyond, above, all(1), beyond));
-}
-
-static inline __m512 activated(__m512 x, long activation) {
-    switch (activation) {
-        case RELU: return _mm512_max_ps(_mm512_setzero_ps(), x);
-        case GELU: return gelu(x);
-        case GELU_TANH: {
-            const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
-            return _mm512_mul_ps(x, logistic(_mm512_mul_ps(all(1.59576912f), _mm512_fmadd_ps(cube, all(0.044715f), x))));
-        }
-        case QUICK_GELU: return _mm512_mul_ps(x, logistic(_mm512_mul_ps(all(1.702f), x)));
-        case SILU: return _mm512_mul_ps(x, logistic(x));
-        default: return x;
-    }
-}
 
 static void norm(const struct instruction *it, long rows, const float *x, float *y) {
     #pragma omp for schedule(static)
@@ -105,24 +54,23 @@ static void norm(const struct instruction *it, long rows, const float *x, float 
 }
 
 static void multiply(const struct instruction *it, long rows, const float *x, float *y) {
-    const long parts = (rows + ROWS - 1) / ROWS, together = (rows + parts - 1) / parts;
     #pragma omp for schedule(static)
-    for (long n = 0; n < it->outputs; n += STREAMS * WIDTH)
-        for (long r = 0; r < rows; r += together) {
-            float sums[ROWS * STREAMS * WIDTH];
-            const long number = least(together, rows - r), wanted = least(STREAMS * WIDTH, it->outputs - n);
-            some_rows(number, it->inputs, wanted, x + r * it->inputs, it->inputs, it->weight + n * it->inputs,
-                      it->bias ? it->bias + n : 0, sums, STREAMS * WIDTH);
-            for (long k = 0; k < number; k++)
-                for (long s = 0; s < wanted; s += WIDTH) {
-                    float *to = y + (r + k) * it->outputs + n + s;
-                    const __mmask16 some = first(wanted - s);
-                    __m512 value = activated(_mm512_maskz_loadu_ps(some, sums + k * STREAMS * WIDTH + s), it->activation);
-                    if (it->how == ADD) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some, to));
-                    if (it->how == MULTIPLY) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(some, to));
-                    _mm512_mask_storeu_ps(to, some, value);
-                }
-        }
+    for (long n = 0; n < it->outputs; n += STREAMS * WIDTH) {
+        const float *panels = it->weight + n * it->inputs;
+        const long wanted = least(STREAMS * WIDTH, it->outputs - n);
+        float sums[MOST * STREAMS * WIDTH];
+        all_rows(rows, it->inputs, wanted, x, it->inputs, panels, it->bias ? it->bias + n : 0, sums, STREAMS * WIDTH,
+                 panels + STREAMS * WIDTH * it->inputs);
+        for (long r = 0; r < rows; r++)
+            for (long s = 0; s < wanted; s += WIDTH) {
+                float *to = y + r * it->outputs + n + s;
+                const __mmask16 some = first(wanted - s);
+                __m512 value = activated(_mm512_maskz_loadu_ps(some, sums + r * STREAMS * WIDTH + s), it->activation);
+                if (it->how == ADD) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(some, to));
+                if (it->how == MULTIPLY) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(some, to));
+                _mm512_mask_storeu_ps(to, some, value);
+            }
+    }
 }
 
 /* One head's features: those at the front turned by the angles of the token's place. */

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from zoo.kernel import few_rows
+from zoo.kernel.activation import IN_C
 from zoo.kernel.compiled import library
 from zoo.kernel.packed import bare, hooked
 from zoo.kernel.switch import fast, product_dtype, repetition
 
-ACTIVATIONS = ("identity", "relu", "gelu", "gelu-tanh", "quick-gelu", "silu")
 LARGEST, TRIES = 256, 8
 """Features of a head, and in how many steps a block's weights are to be prepared at the latest."""
 _KINDS, _HOWS = ("norm", "product", "attend"), ("put", "add", "multiply")
@@ -115,7 +115,7 @@ class Program:
         self, at: Places, to: Places, *modules: Any, activation: str = "identity", add: bool = False, multiply: bool = False
     ) -> None:
         """Puts the activation of the modules' joint product there, adds it or multiplies by it."""
-        if activation not in ACTIVATIONS:
+        if activation not in IN_C:
             raise Unrecorded
         weight, bias = (repetition() or {}).get(modules) or _small(modules)
         if weight.shape != (to[1], at[1]):
@@ -123,7 +123,7 @@ class Program:
         self._held += [weight, bias]
         pointers = (weight.memory.data_ptr(), None if bias is None else bias.data_ptr())
         how = _HOWS.index("multiply" if multiply else "add" if add else "put")
-        self._step("product", at, to, pointers, how=how, activation=ACTIVATIONS.index(activation))
+        self._step("product", at, to, pointers, how=how, activation=IN_C.index(activation))
 
     def attend(
         self, at: Places, to: Places, look: Callable[..., Look | None], part: Any, turned: int = 0, interleaved: bool = False
