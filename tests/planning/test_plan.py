@@ -138,6 +138,11 @@ def test_experts_are_divided() -> None:
     assert [each.label for each in all_strategies(4, 6)] == ["ddp", "fsdp", "fsdp, expert 2", "fsdp 2 x tensor 2", "tensor"]
 
 
+def test_numbers_of_heads_are_divided() -> None:
+    change = {**TEXT, "stack.depth": 2, "stack.block.attention.position": "alibi"}
+    assert zoo.plan("gpt2", change, devices=2, strategy="tensor", batch=2, tokens=16).fits
+
+
 @pytest.mark.parametrize("strategy", ["single", "fsdp"])
 def test_the_largest_micro_batch_is_the_largest(strategy: str) -> None:
     options: dict[str, Any] = {"devices": 1 if strategy == "single" else 2, "strategy": strategy, "tokens": TOKENS}

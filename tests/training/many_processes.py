@@ -52,6 +52,8 @@ EXPERTS: dict[str, Any] = {
 }
 SPARSE: dict[str, Any] = {"feedforward": EXPERTS}
 RELATIVE: dict[str, Any] = {"type": "relative-bucket", "distance": 16, "std": 0.5}
+WINDOWS = {"type": "window", "heads": 4, "window": [2, 2], "position": {"type": "relative-2d", "std": 0.5}}
+MOVED = [{}, {"attention": {"shift": True}}]
 TOWER: dict[str, Any] = {"width": 32, "depth": 1, "block": {"attention": {"heads": 2}, "feedforward": {"hidden": 64}}}
 TWO_WAYS: dict[str, Any] = {
     "type": "multi-task",
@@ -80,6 +82,10 @@ MODELS: dict[str, dict[str, Any]] = {
         }
     },
     "relative": {"model": {**VIT, "stack": {**VIT["stack"], "position": RELATIVE}}},
+    "alibi": {"model": {**VIT, "stack": {**VIT["stack"], "position": "alibi"}}},
+    "windows": {
+        "model": {**VIT, "stack": {**VIT["stack"], "block": {**VIT["stack"]["block"], "attention": WINDOWS}, "pattern": MOVED}}
+    },
     "dual": {
         "model": {
             "extends": "clip-vit-b32",

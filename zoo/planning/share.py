@@ -21,7 +21,7 @@ def share_of(config: Any, strategy: Strategy, precision: str) -> Any:
     Raises:
         ConfigError: the model cannot be divided among so many devices.
     """
-    from zoo.training.sharding import expert_misfits, misfits
+    from zoo.training.sharding import expert_misfits, misfits, own_heads
 
     model = on_meta(config)
     for problem in chain(misfits(model, strategy.tensor), expert_misfits(model, strategy.expert, strategy.tensor)):
@@ -31,7 +31,9 @@ def share_of(config: Any, strategy: Strategy, precision: str) -> Any:
             layer = getattr(part, name, None)
             if isinstance(layer, nn.Linear) and way in ("column", "row"):
                 _cut(layer, way, strategy.tensor)
-            elif way == "heads" and isinstance(layer, nn.Parameter):
+            elif way == "heads" and isinstance(layer, tuple):
+                setattr(part, name, own_heads(layer, 0, strategy.tensor))
+            elif way == "heads" and layer is not None:
                 own = torch.empty(*layer.shape[:-1], layer.shape[-1] // strategy.tensor, device="meta")
                 setattr(part, name, nn.Parameter(own, layer.requires_grad))
     for experts in divided_experts(model, strategy):

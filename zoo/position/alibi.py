@@ -51,7 +51,7 @@ class AlibiPosition(AttentionPosition):
                 yield ("form",), "a key's own place says nothing of its distance unless attention is causal; use 'distance'"
 
     relative = True
-    sharding: ClassVar[dict[str, str]] = {"slopes": "whole"}
+    sharding: ClassVar[dict[str, str]] = {"slopes": "heads"}
     """How tensor-parallel processes divide it: see `zoo.training.sharding`."""
 
     def __init__(self, config: Config, *, head_size: int, heads: int) -> None:

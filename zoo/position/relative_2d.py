@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo import kernel
+from zoo.kernel.share import share
 from zoo.position.base import AttentionPosition, PositionConfig
 
 
@@ -33,7 +34,7 @@ class Relative2dPosition(AttentionPosition):
         context = ("heads", "window")
 
     relative = True
-    sharding: ClassVar[dict[str, str]] = {"table": "whole"}
+    sharding: ClassVar[dict[str, str]] = {"table": "heads"}
     """How tensor-parallel processes divide it: see `zoo.training.sharding`."""
 
     def __init__(self, config: Config, *, heads: int, window: tuple[int, int]) -> None:
@@ -51,7 +52,7 @@ class Relative2dPosition(AttentionPosition):
         def make() -> Tensor:
             index = kernel.window_index(windows.window, self.table.device)
             tokens = windows.window[0] * windows.window[1]
-            biases = self.table[index].unflatten(0, (tokens, tokens)).permute(2, 0, 1)[None]
+            biases = share(self.table)[index].unflatten(0, (tokens, tokens)).permute(2, 0, 1)[None]
             apart = kernel.regions(windows, self.table)
             return biases.contiguous() if apart is None else biases + apart
 

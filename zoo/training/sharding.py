@@ -24,7 +24,7 @@ WAYS = {
     "row": "a linear layer whose inputs are divided; its outputs are summed over the processes",
     "head": "a module that treats each head alone, (batch, heads, tokens, size); its weights are on every process",
     "whole": "a module that would need all columns at once; a model that has it is refused",
-    "heads": "a parameter whose last dimension is the heads, which are divided among the processes",
+    "heads": "a parameter whose last dimension is the heads, or a tuple with a number for each; a process has its own heads'",
     "experts": "stacked experts, which are divided among the processes; each computes the rows of its own",
     "same": "a module or parameter outside of what is divided; it is on every process",
     "count": "a number, such as that of the heads, that must be divisible by that of the processes",
@@ -118,13 +118,23 @@ def _misfits(place: str, held: Any, way: str, processes: int) -> Iterator[str]:
         if held % processes:
             yield f"{place}: {held} cannot be divided evenly among {processes} processes"
     elif way in ("heads", "experts"):
-        if (size := held.shape[-1] if way == "heads" else held.number) % processes:
+        if (size := held.number if way == "experts" else _heads(held)) % processes:
             yield f"{place}: {size} {way} cannot be divided evenly among {processes} processes"
     elif way in ("column", "row"):
         if not isinstance(held, nn.Linear):
             yield f"{place}: only a linear layer is divided by {way}s, not {type(held).__name__}"
         elif (size := held.out_features if way == "column" else held.in_features) % processes:
             yield f"{place}: {size} {way}s cannot be divided evenly among {processes} processes"
+
+
+def _heads(held: Any) -> int:
+    return held.shape[-1] if isinstance(held, nn.Parameter) else len(held)
+
+
+def own_heads(numbers: tuple[Any, ...], place: int, processes: int) -> tuple[Any, ...]:
+    """Of numbers of which each head has one, those of the heads of the process at this place of its group."""
+    size = len(numbers) // processes
+    return numbers[place * size : (place + 1) * size]
 
 
 def sum_gradients(model: nn.Module) -> None:
@@ -202,7 +212,9 @@ def _divide(model: nn.Module, mesh: Any) -> None:
         if plan:
             parallelize_module(part, mesh, plan)
         for name, (way, each) in held.items():
-            if way == "heads":
+            if way == "heads" and not isinstance(each, nn.Parameter):
+                setattr(part, name, own_heads(each, mesh.get_local_rank(), mesh.size()))
+            elif way == "heads":
                 divided = distribute_tensor(each.detach(), mesh, [Shard(each.ndim - 1)])
                 part.register_parameter(name, nn.Parameter(divided, each.requires_grad))
 
@@ -269,6 +281,7 @@ __all__ = [
     "is_sharded",
     "misfits",
     "one_mesh_each",
+    "own_heads",
     "shard",
     "sum_gradients",
 ]
