@@ -84,16 +84,16 @@ def expert_feedforward(
         rows: sorted by expert.
         counts: (experts,), how many rows each has; rows behind those of the last are nothing.
         dropout: of what is inside; 0 outside of training.
-        kept: where prepared weights are kept from call to call.
+        kept: where prepared weights, and the memory of gradients, are kept from call to call.
     """
-    sizes = row_counts(rows, counts)
+    sizes, spare = row_counts(rows, counts), None if kept is None else kept.spare
     layers = [up, down] if gate is None else [up, down, gate]
     tensors = [rows, *(tensor for layer in layers for tensor in layer if tensor is not None)]
     quick = sizes is not None and fast() and product_dtype(*tensors) == torch.float32
     if sizes is not None and quick and not torch.is_grad_enabled() and not dropout:
         return _inferred(rows, sizes, layers, activation, kept)
     if quick and gate is not None and not dropout and all(layer.bias is None for layer in layers):
-        y: Tensor = Gated.apply(rows, sizes, activation, *(layer.weight for layer in layers))  # type: ignore[no-untyped-call]
+        y: Tensor = Gated.apply(rows, sizes, activation, *(layer.weight for layer in layers), spare)  # type: ignore[no-untyped-call]
         return y
 
     def linear(x: Tensor, layer: Layer) -> Tensor:
@@ -101,7 +101,7 @@ def expert_feedforward(
             return _product(rows, counts, layer, x)
         if not quick:
             return plainly(x, sizes, *layer)
-        return Linear.apply(x, sizes, *layer)  # type: ignore[no-any-return, no-untyped-call]
+        return Linear.apply(x, sizes, *layer, spare)  # type: ignore[no-any-return, no-untyped-call]
 
     above = linear(rows, up)
     hidden = named(activation)(above) if gate is None else named(activation)(linear(rows, gate)) * above

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from zoo.kernel.activation import activation as named
 from zoo.kernel.experts_product import by_expert, plainly, product
+from zoo.kernel.gated_activation import gated, gated_back
+from zoo.kernel.spare import Spare
 from zoo.kernel.tiles import matmul
 
 
@@ -38,8 +40,10 @@ class Linear(torch.autograd.Function):
     """`zoo.kernel.experts_product.plainly` for products in float32 on the CPU."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sizes: list[int], weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.sizes = sizes
+    def forward(
+        ctx: Any, rows: Tensor, sizes: list[int], weight: Tensor, bias: Tensor | None, spare: Spare | None = None
+    ) -> Tensor:
+        ctx.sizes, ctx.spare = sizes, spare
         ctx.save_for_backward(rows, weight, bias)
         y = rows.new_empty(sum(sizes), weight.shape[1])
         for _, place, own, own_bias in by_expert(sizes, weight, bias):
@@ -49,18 +53,19 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, bias = inputs = ctx.saved_tensors
-        sizes, needed = ctx.sizes, (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
+        sizes, needed = ctx.sizes, (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:4])
         if torch.is_grad_enabled():  # somebody wants gradients of these gradients
             wanted = [each for each, asked in zip(inputs, needed) if asked]
             y = plainly(rows, sizes, weight, bias)
             again = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True, materialize_grads=True))
             first, second, third = (next(again) if asked else None for asked in needed)
-            return first, None, second, third
-        found = [torch.empty_like(each) if asked else None for each, asked in zip(inputs, needed)]
-        of_rows, of_weight, of_bias = found
+            return first, None, second, third, None
+        of_rows = torch.empty_like(rows) if needed[0] else None
+        of_weight = _empty(weight, ctx.spare) if needed[1] else None
+        of_bias = torch.empty_like(bias) if needed[2] else None
         if of_rows is not None:
             of_rows[sum(sizes) :].zero_()
-        _nothing(sizes, found[1:])
+        _nothing(sizes, [of_weight, of_bias])
         for _, place, own, *learned in by_expert(sizes, weight, of_weight, of_bias):
             if of_rows is not None:
                 matmul(gradient[place], own, of_rows[place])
@@ -68,7 +73,7 @@ class Linear(torch.autograd.Function):
                 matmul(gradient[place].t(), rows[place], learned[0])
             if of_bias is not None:
                 torch.sum(gradient[place], 0, out=learned[1])
-        return of_rows, None, of_weight, of_bias
+        return of_rows, None, of_weight, of_bias, None
 
 
 class Gated(torch.autograd.Function):
@@ -78,45 +83,60 @@ class Gated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sizes: list[int], activation: str, *weights: Tensor) -> Tensor:
-        function, inside = named(activation), []
-        result = rows.new_empty(sum(sizes), weights[1].shape[1])
-        for _, place, up, down, gate in by_expert(sizes, *weights):
-            inside += [product(rows[place], gate), product(rows[place], up)]
-            product(function(inside[-2]) * inside[-1], down, y=result[place])
-        ctx.sizes, ctx.activation = sizes, activation
-        ctx.save_for_backward(rows, *weights, *inside)
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        sizes: list[int],
+        activation: str,
+        up: Tensor,
+        down: Tensor,
+        gate: Tensor,
+        spare: Spare | None = None,
+    ) -> Tensor:
+        outputs, width = down.shape[1:]
+        result = rows.new_empty(sum(sizes), outputs)
+        inside, space = rows.new_empty(2, sum(sizes), width), rows.new_empty(max(sizes), width)
+        for _, place, own_up, own_down, own_gate in by_expert(sizes, up, down, gate):
+            first, above = (product(rows[place], weight, y=to[place]) for weight, to in zip((own_gate, own_up), inside))
+            product(gated(activation, first, above, space[: len(first)]), own_down, y=result[place])
+        ctx.sizes, ctx.activation, ctx.spare = sizes, activation, spare
+        ctx.save_for_backward(rows, up, down, gate, inside)
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, up, down, gate, *inside = ctx.saved_tensors
+        rows, up, down, gate, inside = ctx.saved_tensors
         sizes, function, inputs = ctx.sizes, named(ctx.activation), (rows, up, down, gate)
-        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:6])
         if torch.is_grad_enabled():  # somebody wants gradients of these gradients
             hidden = function(plainly(rows, sizes, gate, None)) * plainly(rows, sizes, up, None)
             wanted = [each for each, asked in zip(inputs, needed) if asked]
             y = plainly(hidden, sizes, down, None)
             again = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True, materialize_grads=True))
             first, *others = (next(again) if asked else None for asked in needed)
-            return first, None, None, *others
-        of_rows, *found = (torch.empty_like(each) if asked else None for each, asked in zip(inputs, needed))
+            return first, None, None, *others, None
+        of_rows = torch.empty_like(rows) if needed[0] else None
+        found = [_empty(each, ctx.spare) if asked else None for each, asked in zip(inputs[1:], needed[1:])]
         if of_rows is not None:
             of_rows[sum(sizes) :].zero_()
         _nothing(sizes, found)
-        before = iter(inside)
+        space = rows.new_empty(4, max(sizes), inside.shape[2])
         for expert, place, own_up, own_down, own_gate in by_expert(sizes, up, down, gate):
             x, back = rows[place], gradient[place]
-            with torch.enable_grad():
-                first, above = (next(before).detach().requires_grad_() for _ in range(2))
-                hidden = function(first) * above
-            first, above = torch.autograd.grad(hidden, (first, above), matmul(back, own_down))
-            for weight, outputs, given in zip(found, (above, back, first), (x, hidden.detach(), x)):
+            to, *others = space[:, : len(x)]
+            hidden, first, above = gated_back(
+                ctx.activation, inside[0, place], inside[1, place], matmul(back, own_down, to), others
+            )
+            for weight, outputs, given in zip(found, (above, back, first), (x, hidden, x)):
                 if weight is not None:
                     matmul(outputs.t(), given, weight[expert])
             if of_rows is not None:
                 matmul(first, own_gate, of_rows[place]).add_(matmul(above, own_up))
-        return of_rows, None, None, *found
+        return of_rows, None, None, *found, None
+
+
+def _empty(weight: Tensor, spare: Spare | None) -> Tensor:
+    return torch.empty_like(weight) if spare is None else spare.like(weight)
 
 
 def _nothing(sizes: list[int], found: Sequence[Tensor | None]) -> None:

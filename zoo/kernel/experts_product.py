@@ -27,6 +27,7 @@ from zoo.kernel import few_rows, tiles
 from zoo.kernel.activation import IN_C
 from zoo.kernel.experts_few_rows import Panels, mixture
 from zoo.kernel.packed import AVAILABLE, Compiled, Source, layout, multiply
+from zoo.kernel.spare import Spare
 from zoo.kernel.switch import repetition
 
 FEW, PIECES = 64, 8
@@ -100,6 +101,7 @@ class Kept:
         self.layout: type[Compiled] | None = None
         self.sources: list[Source] = []
         self.compared: object = None
+        self.spare = Spare()
 
     def weights(self, weights: Sequence[Tensor], rows: int) -> list[Any] | None:
         """Each layer's weights by expert, for about so many rows of each; None where they are not prepared, or cannot be."""
