@@ -25,6 +25,9 @@ from zoo.training.folder import LAST, Claim, claim, state_of
 from zoo.training.swap import FORMER
 
 PATIENCE = 10.0  # seconds in which the first process may end before another one speaks itself
+MOMENT = 1.0  # seconds in which it notices that another one is gone
+GONE = "another process of this training ended without a word; it may have been killed, for memory perhaps"
+SPOKEN = ".spoken"
 
 
 def rank() -> int:
@@ -61,6 +64,7 @@ def together(folder: Path) -> Iterator[None]:
     number = rank()
     if number == 0:
         _words(folder)  # those of a former training are of no interest
+        (folder / SPOKEN).unlink(missing_ok=True)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if number and in_main_thread:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first ends the others
@@ -72,16 +76,18 @@ def together(folder: Path) -> Iterator[None]:
     except BaseException as error:
         if number:
             _end(folder, number, error)
+        _speaks(folder)
         words = _words(folder)
         lost = isinstance(error, RuntimeError) and _connected() and _is_loss(error)
+        if lost and _started_by_launcher():
+            _go_on()
         if _connected() and _is_gloo():
             _leave()  # the others notice, and end
         if "find_unused_parameters" in str(error):
             what = "some parameters had no part in the loss of a step, as those of other tasks have none"
             raise ConfigError(f"trainer.strategy: {what}; use ddp_find_unused_parameters_true") from None
         if lost:
-            gone = "another process of this training ended without a word; it may have been killed, for memory perhaps"
-            raise ZooError(words or gone) from None
+            raise ZooError(words or GONE) from None
         raise
     finally:
         if number and in_main_thread:
@@ -103,6 +109,9 @@ def _end(folder: Path, number: int, error: BaseException) -> None:
         _note(folder, number).write_text(words, encoding="utf-8")
     if _connected() and _is_gloo():
         # The first process notices at once, and says why. An exit code other than 0 would make Lightning kill it.
+        if consequence:
+            _go_on()
+            _stand_in(folder)
         os._exit(0)
     parent, deadline = os.getppid(), time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -111,6 +120,37 @@ def _end(folder: Path, number: int, error: BaseException) -> None:
         time.sleep(0.05)
     print(f"zoo: {words}", file=sys.__stderr__, flush=True)
     os._exit(1)  # upon which Lightning ends all
+
+
+def _stand_in(folder: Path) -> None:
+    """Speaks, as one of those that are left, where the first process is the one that is gone."""
+    parent, deadline = os.getppid(), time.monotonic() + MOMENT
+    while time.monotonic() < deadline and not (folder / SPOKEN).exists() and os.getppid() == parent:
+        time.sleep(0.01)
+    if (_started_by_launcher() or os.getppid() != parent) and _speaks(folder):
+        print(f"zoo: {_words(folder) or GONE}", file=sys.__stderr__, flush=True)
+
+
+def _speaks(folder: Path) -> bool:
+    """Takes the right to tell what happened; of those that stand in for the first process at most one has it."""
+    try:
+        (folder / SPOKEN).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # the folder is gone, or the disk is full
+        return rank() == 0
+    return True
+
+
+def _go_on() -> None:
+    """A launcher tells all to end when one is gone; this process, which ends too, still has to say why."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _started_by_launcher() -> bool:
+    """Whether torchrun or SLURM started all processes, so that none is the child of another."""
+    return "RANK" in os.environ or "SLURM_PROCID" in os.environ
 
 
 def _words(folder: Path) -> str | None:
