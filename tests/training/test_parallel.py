@@ -18,18 +18,21 @@ from safetensors.torch import load_file
 
 import zoo
 from tests.training.many_processes import MODELS, STEPS, VIT, main, run_of
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, WeightsError
 from zoo.training.processes import rank
+from zoo.training.regroup import by_name
 from zoo.training.run import resolve_run, train
 
 REPOSITORY = Path(__file__).parents[2]
 FEW = ("sparse-ddp", "sparse-expert", "sparse-tensor", "dual-data", "multi-unused")
 TWO = (
-    *("dense-ddp", "dense-data", "dense-tensor", "relative-tensor", "dual-ddp", "dual-tensor", "sparse-data"),
+    *("dense-ddp", "dense-data", "dense-tensor", "relative-tensor", "alibi-tensor", "windows-tensor"),
+    *("dual-ddp", "dual-tensor", "sparse-data"),
     *("capacity-ddp", "capacity-expert", "capacity-tensor", "multi-data", "multi-expert", "multi-tensor"),
 )
 FOUR = (
     *("dense-ddp", "dense-data", "dense-tensor", "dense-data_tensor", "relative-data_tensor"),
+    *("alibi-tensor", "alibi-data_tensor", "windows-tensor", "windows-data_tensor"),
     *("dual-ddp", "dual-data", "dual-data_tensor"),
     *("sparse-ddp", "sparse-data", "sparse-tensor", "sparse-expert"),
     *("sparse-data_tensor", "sparse-expert_tensor", "sparse-data_expert"),
@@ -135,7 +138,7 @@ step, calls = Classification.step, []
 
 def failing(*arguments):
     calls.append(1)
-    if len(calls) == 4 and os.environ.get("LOCAL_RANK") == "1" and "KILLED" in os.environ:
+    if len(calls) == 4 and os.environ.get("LOCAL_RANK", "0") == os.environ.get("KILLED"):
         os.kill(os.getpid(), 9)
     return step(*arguments)
 
@@ -175,33 +178,61 @@ def command(folder: Path, words: list[str], **more: str) -> subprocess.Completed
         pytest.param(DIVIDED, SHARDED, id="data 4 expert 2, then data 2", marks=pytest.mark.slow),
         pytest.param(DIVIDED, DDP, id="data 4 expert 2, then ddp 2", marks=pytest.mark.slow),
         pytest.param(BOTH, FULL, id="data 2 expert 2 tensor 2, then data 4", marks=pytest.mark.slow),
+        pytest.param(DDP, BOTH, id="ddp 2, then data 2 expert 2 tensor 2", marks=pytest.mark.slow),
         pytest.param(FULL, BOTH, id="data 4, then data 2 expert 2 tensor 2", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_goes_on_elsewhere(tmp_path: Path, unbroken: Path, before: list[str], after: list[str]) -> None:
     """A worker is killed in the fourth step, after the save of the second; the run goes on from there."""
-    answer = command(tmp_path, before, KILLED="yes")
+    answer = command(tmp_path, before, KILLED="1")
     assert answer.returncode == 1, answer.stderr
     assert answer.stderr.startswith("zoo: another process of this training ended without a word")
     assert len(answer.stderr.splitlines()) == 1 and not answer.stdout
     saved = zoo.load(tmp_path / "run" / "last.ckpt")  # it is whole
     assert saved.num_parameters() == zoo.load(unbroken / "model").num_parameters()
     if after:
-        answer = command(tmp_path, [*after, "--resume"])
-        assert answer.returncode == 0, answer.stderr
-        assert len(answer.stderr.splitlines()) == RUN["trainer"]["max_epochs"]
+        resumed(tmp_path, after)
     else:
         train(RUN, {"folder": str(tmp_path / "run")}, progress=False, resume=True)
-    wanted, found = (load_file(folder / "model" / "model.safetensors") for folder in (unbroken, tmp_path / "run"))
-    assert wanted.keys() == found.keys()
-    assert max(float((found[name] - value).abs().max()) for name, value in wanted.items()) < 2e-6
-    figures, expected = (json.loads((folder / "result.json").read_text()) for folder in (tmp_path / "run", unbroken))
-    for name in expected.keys() - {"seconds"}:
-        assert figures[name] == pytest.approx(expected[name], rel=1e-5), name
+    ends_as(unbroken, tmp_path / "run")
     # the sharded checkpoint and the exported folder are the same, bit by bit
     again = dict(zoo.load(tmp_path / "run" / "last.ckpt").named_parameters())
     exported = dict(zoo.load(tmp_path / "run" / "model").named_parameters())
     assert all(torch.equal(value, again[name]) for name, value in exported.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "after", [EXPERT, SHARDED, BOTH, FULL], ids=["expert 2", "data 2", "data 2 expert 2 tensor 2", "data 4"]
+)
+def test_a_run_of_one_process_goes_on_divided(tmp_path: Path, unbroken: Path, after: list[str]) -> None:
+    assert command(tmp_path, [], KILLED="0").returncode == -9 and (tmp_path / "run" / "last.ckpt").is_file()
+    resumed(tmp_path, after)
+    assert (tmp_path / "run" / "last.ckpt").is_dir()
+    ends_as(unbroken, tmp_path / "run")
+
+
+def test_the_state_of_another_optimiser_is_one_line() -> None:
+    state = {"state": {}, "param_groups": [{"params": [0, 1], "lr": 0.1}]}
+    assert by_name(["one", "other"], state, "last.ckpt")["param_groups"] == [{"params": ["one", "other"], "lr": 0.1}]
+    with pytest.raises(WeightsError, match=r"last\.ckpt: the optimiser in it has 2 parameters, and that of this model 1"):
+        by_name(["one"], state, "last.ckpt")
+
+
+def resumed(folder: Path, words: list[str]) -> None:
+    answer = command(folder, [*words, "--resume"])
+    assert answer.returncode == 0, answer.stderr
+    assert len(answer.stderr.splitlines()) == RUN["trainer"]["max_epochs"]
+
+
+def ends_as(unbroken: Path, run: Path) -> None:
+    """Weights and figures are those of an unbroken run."""
+    wanted, found = (load_file(folder / "model" / "model.safetensors") for folder in (unbroken, run))
+    assert wanted.keys() == found.keys()
+    assert max(float((found[name] - value).abs().max()) for name, value in wanted.items()) < 2e-6
+    figures, expected = (json.loads((folder / "result.json").read_text()) for folder in (run, unbroken))
+    for name in expected.keys() - {"seconds"}:
+        assert figures[name] == pytest.approx(expected[name], rel=1e-5), name
 
 
 def test_what_differs_in_all_batches_is_not_resumed(tmp_path: Path) -> None:
@@ -235,6 +266,24 @@ def test_torchrun(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     once(tmp_path, answer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", ["0", "1"])
+def test_a_process_killed_under_torchrun(tmp_path: Path, gone: str) -> None:
+    """One of those that are left says so in one line, whichever is gone; what else is said is torchrun's."""
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
+    (tmp_path / "script.py").write_text(KILLED)
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    answer = subprocess.run(
+        [*starter, "script.py", "train", "run.yaml", *SHARDED, "folder=run"],
+        cwd=tmp_path, env=environment(KILLED=gone), capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    said = [line for line in answer.stderr.splitlines() if line.startswith("zoo:")]
+    assert answer.returncode and len(said) == 1, answer.stderr
+    assert said[0].startswith("zoo: another process of this training ended without a word")
+    assert answer.stderr.count("Traceback") <= 1  # torchrun's
+    resumed(tmp_path, SHARDED)
 
 
 SRUN = """#!/bin/bash

@@ -12,7 +12,7 @@ from zoo.checkpoint.tensors import open_pickle
 from zoo.errors import WeightsError, ZooError
 from zoo.extras import require
 from zoo.training.folder import UNFINISHED, reason, what_is_left
-from zoo.training.regroup import regrouped, saved_groups, without_groups
+from zoo.training.regroup import by_name, regrouped, saved_groups, without_groups
 from zoo.training.swap import remove, swap_in
 
 strategies: Any = require("lightning.pytorch.strategies", "train", "training")
@@ -53,22 +53,20 @@ class ModelParallel(strategies.ModelParallelStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint that this strategy wrote, among as many processes or others.
+        """Reads a checkpoint that this strategy wrote, among as many processes or others, or the file of an undivided model.
 
         Raises:
             WeightsError: it is damaged, does not fit the model and its optimiser, or asks to run code, which torch's own
                 reader would do.
         """
         path = Path(self.broadcast(checkpoint_path))
-        if path.is_dir():
-            check(path)
+        if path.is_file():
+            return self._load_whole(path)
+        check(path)
         try:
             return self._load(path)
         except CheckpointException as error:
-            raise WeightsError(
-                f"{path}: the state in it does not fit model and optimiser: {_why(error)}; go on with the trainer.strategy "
-                "with which it was written"
-            ) from None
+            raise _misfit(path, _why(error)) from None
 
     def _load(self, path: Path) -> dict[str, Any]:
         from torch.distributed.checkpoint import state_dict as states
@@ -81,10 +79,34 @@ class ModelParallel(strategies.ModelParallelStrategy):
             own: Any = states.get_optimizer_state_dict(self.model, optimizer)
             if own["state"]:
                 load({"optimizer_0": {"state": own["state"]}}, checkpoint_id=path)
-            own["param_groups"] = regrouped([group["params"] for group in own["param_groups"]], saved_groups(path), path)
+            own["param_groups"] = regrouped(own["param_groups"], saved_groups(path), path)
             options = states.StateDictOptions(cpu_offload=True)
             states.set_optimizer_state_dict(self.model, optimizer, optim_state_dict=own, options=options)
         return without_groups(dict(open_pickle(path / EXTRAS)))
+
+    def _load_whole(self, path: Path) -> dict[str, Any]:
+        """Every process reads the whole file, and keeps its share."""
+        from torch.distributed.checkpoint import state_dict as states
+
+        checkpoint, options = dict(open_pickle(path)), states.StateDictOptions(full_state_dict=True)
+        try:
+            states.set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+            for optimizer, saved in zip(self.optimizers, checkpoint.pop("optimizer_states")):
+                saved = by_name(self.lightning_module.trained_names(), saved, path)
+                own: Any = states.get_optimizer_state_dict(self.model, optimizer)
+                groups = regrouped(own["param_groups"], saved["param_groups"], path)
+                whole = {"state": saved["state"], "param_groups": groups}
+                states.set_optimizer_state_dict(self.model, optimizer, optim_state_dict=whole, options=options)
+        except (KeyError, RuntimeError) as error:
+            raise _misfit(path, reason(error)) from None
+        return without_groups(checkpoint)
+
+
+def _misfit(path: Path, why: str) -> WeightsError:
+    return WeightsError(
+        f"{path}: the state in it does not fit model and optimiser: {why}; go on with the trainer.strategy "
+        "with which it was written"
+    )
 
 
 def _why(error: Any) -> str:

@@ -22,7 +22,7 @@ from zoo.model.routing import count_together
 from zoo.registry import make
 from zoo.task.base import Task
 from zoo.task.gather import mean_over_all
-from zoo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from zoo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule, parameter_groups
 from zoo.training.regroup import by_place
 from zoo.training.run import whole_model
 from zoo.training.sharding import clip_gradients, is_sharded, shard, sum_gradients
@@ -128,6 +128,11 @@ class ZooModule(lightning.LightningModule):
         optimizer.register_load_state_dict_pre_hook(lambda each, state: by_place(self, each, state))
         schedule = make_schedule(optimizer, self.optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trained_names(self) -> list[str]:
+        """The names of what is trained, in the order in which the optimiser of an undivided model has it."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        return [names[id(each)] for group in parameter_groups(self.model, self.optimizer) for each in group["params"]]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """One step of the schedule; timm's are told how many steps were made."""

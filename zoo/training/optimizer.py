@@ -71,7 +71,7 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig, fused_allowed: bo
     offered = offered and (config.name in FUSED or not is_sharded(module))
     if config.fused if config.fused is not None else offered and fused_allowed:
         options["fused"] = True
-    groups = one_mesh_each(_groups(library, module, config))
+    groups = one_mesh_each(parameter_groups(module, config))
     if not groups:
         raise ConfigError("optimizer: nothing is trained, because every parameter is frozen")
     try:
@@ -130,8 +130,9 @@ def _one_cycle(optimizer: Optimizer, config: OptimizerConfig, steps: int, warmup
     )
 
 
-def _groups(library: Any, module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """The parameters that are trained, by weight decay and, if asked for, by layer."""
+    library = require("timm.optim", "train", "training")
     spared = list(never_decayed(module))
     if config.layer_decay is None:
         return list(library.param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=spared))
@@ -161,4 +162,4 @@ def never_decayed(module: nn.Module) -> Iterator[str]:
                 yield f"{place}.{name}" if place else name
 
 
-__all__ = ["OptimizerConfig", "make_optimizer", "make_schedule", "never_decayed"]
+__all__ = ["OptimizerConfig", "make_optimizer", "make_schedule", "never_decayed", "parameter_groups"]

@@ -16,6 +16,9 @@ from torch.optim import Optimizer
 from zoo.checkpoint.sharded import index, open_distributed, read_value
 from zoo.errors import WeightsError
 
+OWN = ("params", "fused", "foreach")
+"""Fields of a group that follow from how the model is divided: torch fuses what is whole."""
+
 
 def saved_groups(folder: Path) -> list[dict[str, Any]]:
     """The parameter groups of the optimiser in a distributed checkpoint; `params` are names.
@@ -31,18 +34,24 @@ def saved_groups(folder: Path) -> list[dict[str, Any]]:
     return [groups[place] for place in sorted(groups)]
 
 
-def regrouped(groups: Sequence[Sequence[str]], saved: Sequence[Mapping[str, Any]], where: Path | str) -> list[dict[str, Any]]:
-    """The fields of the saved groups for groups of these parameters.
+def regrouped(
+    groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]], where: Path | str
+) -> list[dict[str, Any]]:
+    """The fields of the saved groups for the parameters of these groups, which keep the way in which they are computed.
+
+    Args:
+        groups: of an optimiser, in which `params` are names.
 
     Raises:
         WeightsError: a parameter is in none of the saved groups.
     """
     found = []
-    for names in groups:
-        own = next((group for group in saved if names[0] in group["params"]), None)
-        if own is None:
-            raise WeightsError(f"{where}: no state of the optimiser for {names[0]}; go on with the same model and optimizer")
-        found.append({**own, "params": list(names)})
+    for group in groups:
+        first = group["params"][0]
+        before = next((each for each in saved if first in each["params"]), None)
+        if before is None:
+            raise WeightsError(f"{where}: no state of the optimiser for {first}; go on with the same model and optimizer")
+        found.append({**before, **{name: group[name] for name in OWN if name in group}})
     return found
 
 
@@ -85,8 +94,8 @@ def by_place(module: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> 
     if not any(isinstance(name, str) for group in state["param_groups"] for name in group["params"]):
         return state
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
-    order = {name: place for place, name in enumerate(name for group in groups for name in group)}
+    groups = [{**group, "params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
+    order = {name: place for place, name in enumerate(name for group in groups for name in group["params"])}
     found = regrouped(groups, state["param_groups"], "last.ckpt")
     return {
         "state": {order[name]: value for name, value in state["state"].items() if name in order},
@@ -94,4 +103,25 @@ def by_place(module: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> 
     }
 
 
-__all__ = ["by_place", "regrouped", "saved_groups", "whole_checkpoint", "without_groups"]
+def by_name(names: Sequence[str], state: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
+    """The state of an optimiser by the names of its parameters, from one by their places; any other as it is.
+
+    Args:
+        names: of all parameters, in the order in which that optimiser had them.
+
+    Raises:
+        WeightsError: it had another number of parameters.
+    """
+    places = [place for group in state["param_groups"] for place in group["params"]]
+    if any(isinstance(place, str) for place in places):
+        return dict(state)
+    if len(places) != len(names):
+        raise WeightsError(f"{where}: the optimiser in it has {len(places)} parameters, and that of this model {len(names)}")
+    order = dict(zip(places, names))
+    return {
+        "state": {order[place]: value for place, value in state["state"].items()},
+        "param_groups": [{**group, "params": [order[place] for place in group["params"]]} for group in state["param_groups"]],
+    }
+
+
+__all__ = ["by_name", "by_place", "regrouped", "saved_groups", "whole_checkpoint", "without_groups"]

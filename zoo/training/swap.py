@@ -17,7 +17,7 @@ def swap_in(fresh: Path, goal: Path) -> None:
     """
     former = _former(goal)
     remove(former)
-    if goal.is_dir():
+    if goal.is_dir() or (fresh.is_dir() and goal.exists()):
         os.rename(goal, former)
     os.replace(fresh, goal)
     remove(former)

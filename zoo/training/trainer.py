@@ -126,10 +126,10 @@ def parallel(fields: Mapping[str, Any]) -> ParallelConfig | None:
 
 
 def check_resumed(fields: Mapping[str, Any], checkpoint: Path) -> None:
-    """Raises a ConfigError where a divided model is to go on from an undivided one's state; the other way round is possible."""
-    if parallel(fields) is not None and not is_distributed(checkpoint):
-        how = "was not divided by strategy model-parallel"
-        raise ConfigError(f"trainer.strategy: the model in {checkpoint} {how}; go on in the same way, or start from `weights`")
+    """Raises a ConfigError where a divided model is to go on from what some other engine wrote in a way of its own."""
+    if parallel(fields) is not None and checkpoint.is_dir() and not is_distributed(checkpoint):
+        what = f"{checkpoint} is a folder that another strategy than model-parallel wrote"
+        raise ConfigError(f"trainer.strategy: {what}; go on with that one, or start from `weights`")
 
 
 def shares(fields: Mapping[str, Any]) -> int | None:
