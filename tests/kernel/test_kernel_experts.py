@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo import kernel
 from zoo.config.base import Slot
 from zoo.kernel.experts import Layer, expert_feedforward, through_experts
-from zoo.kernel.experts_learned import Gated, Gather, Linear
+from zoo.kernel.experts_learned import Gated, Gather, Linear, Mixed, mixed
 from zoo.kernel.experts_product import FEW, Kept, plainly, product
 from zoo.kernel.packed import AVAILABLE
 from zoo.registry import make
@@ -134,6 +134,32 @@ def test_rows_are_gathered_both_ways() -> None:
     assert torch.equal(Gather.apply(x, order // 2, order.argsort()), x[order // 2])
     run = lambda x: Gather.apply(x, order // 2, order.argsort())  # noqa: E731
     assert torch.autograd.gradcheck(run, (x,)) and torch.autograd.gradgradcheck(run, (x,))
+
+
+@pytest.mark.parametrize("choices", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(0, 4), (1, 1), (7, 33), (100, 64)], ids=str)
+def test_rows_are_mixed_and_their_gradients_equal_float64(choices: int, sizes: tuple[int, int]) -> None:
+    tokens, width = sizes
+    place = drawn(tokens * choices).argsort().view(tokens, choices)
+    given = [drawn(tokens * choices, width, seed=1), drawn(tokens, choices, seed=2)]
+    direction, found = drawn(width, tokens, seed=3).t(), []
+    for way, dtype in ((Mixed.apply, torch.float32), (Mixed.apply, torch.float64), (mixed, torch.float64)):
+        rows, weights = (each.to(dtype).requires_grad_() for each in given)
+        y = way(rows, place, weights)
+        found.append([y, *torch.autograd.grad(y, (rows, weights), direction.to(dtype), materialize_grads=True)])
+    for mine, fallback, other in zip(*found):
+        assert torch.allclose(fallback, other, rtol=0, atol=1e-12)
+        assert torch.allclose(mine.double(), other, rtol=0, atol=1e-6 * width**0.5)
+
+
+def test_gradients_of_gradients_of_mixed_rows() -> None:
+    place, weights = torch.tensor([[3, 0], [1, 5], [2, 4]]), drawn(3, 2, dtype=torch.float64).requires_grad_()
+    rows = drawn(6, 4, seed=1, dtype=torch.float64).requires_grad_()
+    run = lambda rows, weights: Mixed.apply(rows, place, weights)  # noqa: E731
+    assert torch.autograd.gradcheck(run, (rows, weights)) and torch.autograd.gradgradcheck(run, (rows, weights))
+    rows, weights = (each.detach().float().requires_grad_() for each in (rows, weights))
+    (once,) = torch.autograd.grad(Mixed.apply(rows, place, weights).square().sum(), rows, create_graph=True)
+    assert once.requires_grad
 
 
 @pytest.mark.parametrize("rows", [0, 1, 12, FEW, FEW + 1, 96])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.kernel.activation import activation as named
 from zoo.kernel.activation import overwriting
-from zoo.kernel.experts_learned import Gated, Gather, Linear
+from zoo.kernel.experts_learned import Gated, Gather, Linear, Mixed
 from zoo.kernel.experts_product import Kept, by_expert, plainly, product
 from zoo.kernel.switch import fast, product_dtype, readable
 
@@ -56,8 +56,9 @@ def through_experts(
     if missing:
         rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
     quick = fast() and product_dtype(x, rows, weights) == torch.float32
-    if full and quick and not torch.is_grad_enabled():
-        return F.embedding_bag(place.view_as(chosen), rows, mode="sum", per_sample_weights=weights)
+    if full and quick:
+        y: Tensor = Mixed.apply(rows, place.view_as(chosen), weights)  # type: ignore[no-untyped-call]
+        return y
     back = _gather(rows, place, order).unflatten(0, (-1, choices))
     if not full:  # what stands behind the last expert's rows is nothing, whatever is written there
         back = back.masked_fill((chosen == experts)[..., None], 0.0)
