@@ -1,6 +1,7 @@
 """Few tokens through their experts in one call: equal to float64 whatever the sizes, never stale, and only where it is known.
 
 Bounds: against float64 the largest error of what is tested is 4.7e-7 of the largest value, that of torch 2.2e-7 (measured).
+Both in float32, of a whole mixture, differ by up to 1.1e-6, and weights that are stale by a tenth and more.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from zoo.kernel.packed import Source
 from zoo.registry import make
 
 needs_vectors = pytest.mark.skipif(experts_few_rows.functions() is None, reason="no AVX-512 in this processor, or no compiler")
-BOUND = 1e-6
+BOUND, WHOLE = 1e-6, 5e-6
 EXPERTS = 4
 
 
@@ -141,7 +142,7 @@ def test_taken_without_gradients_once_weights_are_kept(calls: list[Any]) -> None
     for tokens in (32, 32, 32, 1, 7):
         with torch.no_grad():
             kept = module.experts.prepared.packed is not None
-            close(module(x[:, :tokens]), wanted[:, :tokens], BOUND)
+            close(module(x[:, :tokens]), wanted[:, :tokens], WHOLE)
             assert kept is bool(calls)
     assert len(calls) == 3 and all(each is not None for each in calls)
     calls.clear()
@@ -152,7 +153,7 @@ def test_taken_without_gradients_once_weights_are_kept(calls: list[Any]) -> None
         with torch.autocast("cpu", torch.bfloat16):
             module(x)
         torch._dynamo.reset()
-        close(torch.compile(module, backend="eager")(x), wanted, BOUND)
+        close(torch.compile(module, backend="eager")(x), wanted, WHOLE)
         handle = module.experts.register_forward_hook(lambda *given: given[-1] * 2)
         module(x), module(x)
         handle.remove()
@@ -173,14 +174,14 @@ def test_a_row_written_through_data_is_seen(name: str, calls: list[Any]) -> None
         weight.data[expert, row] += 1.0
         with kernel.plain():
             wanted = module(x)
-        close(module(x), wanted, BOUND)
+        close(module(x), wanted, WHOLE)
         assert calls[-1] is None
     module(x), module(x)
     before = len(calls)
     weight.mul_(1.5)  # in any other way, before a call
     with kernel.plain():
         wanted = module(x)
-    close(module(x), wanted, BOUND)
+    close(module(x), wanted, WHOLE)
     assert len(calls) == before
 
 
