@@ -17,9 +17,8 @@ import yaml
 from safetensors.torch import load_file
 
 import zoo
-from tests.training.many_processes import MODELS, STEPS, VIT, main, run_of
+from tests.training.many_processes import MODELS, STEPS, main, run_of
 from zoo.errors import ConfigError, WeightsError
-from zoo.training.processes import rank
 from zoo.training.regroup import by_name
 from zoo.training.run import resolve_run, train
 
@@ -159,8 +158,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(RUN, {"folder": str(tmp_path_factory.mktemp("unbroken") / "run")}, progress=False).folder
 
 
-def command(folder: Path, words: list[str], **more: str) -> subprocess.CompletedProcess[str]:
-    (folder / "run.yaml").write_text(yaml.safe_dump(RUN))
+def command(folder: Path, words: list[str], run: Any = RUN, **more: str) -> subprocess.CompletedProcess[str]:
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
     (folder / "script.py").write_text(KILLED)
     return subprocess.run(
         [sys.executable, "script.py", "train", "run.yaml", "folder=run", *words], cwd=folder, env=environment(**more),
@@ -219,8 +218,25 @@ def test_the_state_of_another_optimiser_is_one_line() -> None:
         by_name(["one"], state, "last.ckpt")
 
 
-def resumed(folder: Path, words: list[str]) -> None:
-    answer = command(folder, [*words, "--resume"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "gone"), [([], "0"), (EXPERT[:1], "1")], ids=["one process", "expert 2"])
+def test_a_task_that_had_no_step_before_the_kill(tmp_path: Path, before: list[str], gone: str) -> None:
+    """With this seed the first two steps are of one task, so that the optimiser has nothing of the other's head yet."""
+    digits = {"type": "digits", "batch_size": 32, "validation": 0.1}
+    data = {"type": "multi-task", "tasks": {"one": digits, "other": digits}, "steps": 10}
+    run = {**RUN, **MODELS["multi"], "data": data, "seed": 3}
+    share = [f"data.tasks.{name}.batch_size=16" for name in ("one", "other")]
+    unbroken = train(run, {"folder": str(tmp_path / "unbroken")}, progress=False).folder
+    assert command(tmp_path, [*before, *(share if before else [])], run, KILLED=gone).returncode
+    if not before:
+        (state,) = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["optimizer_states"]
+        assert 0 < len(state["state"]) < sum(len(group["params"]) for group in state["param_groups"])
+    resumed(tmp_path, [*EXPERT[:1], *share], run)
+    ends_as(unbroken, tmp_path / "run")
+
+
+def resumed(folder: Path, words: list[str], run: Any = RUN) -> None:
+    answer = command(folder, [*words, "--resume"], run)
     assert answer.returncode == 0, answer.stderr
     assert len(answer.stderr.splitlines()) == RUN["trainer"]["max_epochs"]
 
@@ -244,85 +260,6 @@ def test_what_differs_in_all_batches_is_not_resumed(tmp_path: Path) -> None:
     assert claim(tmp_path / "run", same, resume=True).checkpoint is None
     with pytest.raises(ConfigError, match="data: not what the unfinished run"):
         claim(tmp_path / "run", resolve_run(RUN, {"folder": str(tmp_path / "run"), "data.batch_size": 16}), resume=True)
-
-
-def once(folder: Path, answer: subprocess.CompletedProcess[str]) -> None:
-    """One process spoke, and everything was written once."""
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.count("accuracy") == 1 and answer.stdout.startswith("run: accuracy")
-    assert answer.stderr.count("epoch 1 of 1") == 1
-    assert {path.name for path in (folder / "run" / "logs").iterdir()} == {"attempt-0"}
-    assert len(list((folder / "run" / "logs" / "attempt-0").glob("events*"))) == 1
-    assert len((folder / "run" / "metrics.csv").read_text().splitlines()) == 2
-
-
-@pytest.mark.slow
-def test_torchrun(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**RUN, "model": VIT}))
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    words = ["trainer.strategy=ddp", "trainer.devices=2", "trainer.max_epochs=1", "folder=run"]
-    answer = subprocess.run(
-        [*starter, "-m", "zoo", "train", "run.yaml", *words],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    once(tmp_path, answer)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("gone", ["0", "1"])
-def test_a_process_killed_under_torchrun(tmp_path: Path, gone: str) -> None:
-    """One of those that are left says so in one line, whichever is gone; what else is said is torchrun's."""
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
-    (tmp_path / "script.py").write_text(KILLED)
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    answer = subprocess.run(
-        [*starter, "script.py", "train", "run.yaml", *SHARDED, "folder=run"],
-        cwd=tmp_path, env=environment(KILLED=gone), capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    said = [line for line in answer.stderr.splitlines() if line.startswith("zoo:")]
-    assert answer.returncode and len(said) == 1, answer.stderr
-    assert said[0].startswith("zoo: another process of this training ended without a word")
-    assert answer.stderr.count("Traceback") <= 1  # torchrun's
-    resumed(tmp_path, SHARDED)
-
-
-SRUN = """#!/bin/bash
-# Stands for SLURM's: starts the tasks of all machines on this one.
-while [[ $1 == --* ]]; do shift; done
-export SLURM_JOB_NAME=zoo SLURM_JOB_ID=1 SLURM_STEP_ID=0 SLURM_NODELIST=localhost SLURM_JOB_NODELIST=localhost
-export SLURM_NTASKS=$((SLURM_NNODES * SLURM_NTASKS_PER_NODE)) tasks=()
-for ((task = 0; task < SLURM_NTASKS; task++)); do
-    SLURM_PROCID=$task SLURM_LOCALID=$((task % SLURM_NTASKS_PER_NODE)) SLURM_NODEID=$((task / SLURM_NTASKS_PER_NODE)) "$@" &
-done
-wait
-"""
-
-
-@pytest.mark.slow
-def test_slurm(tmp_path: Path) -> None:
-    """Two machines with one task each, as SLURM's environment describes them."""
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
-    (tmp_path / "srun").write_text(SRUN)
-    (tmp_path / "srun").chmod(0o755)
-    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    words = [*EXPERT, "trainer.max_epochs=1", "folder=run"]
-    answer = subprocess.run(
-        ["bash", str(REPOSITORY / "examples" / "cluster.sbatch"), "run.yaml", *words], cwd=tmp_path,
-        env=environment(PATH=path, SLURM_NNODES="2", SLURM_NTASKS_PER_NODE="1", MASTER_PORT=free_port()),
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    once(tmp_path, answer)
-
-
-def test_which_process_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
-
-    monkeypatch.setattr(rank_zero_only, "rank", 0)
-    assert rank() == 0
-    monkeypatch.setenv("NODE_RANK", "1")  # the first of another machine
-    assert rank() == 1
-    monkeypatch.setenv("RANK", "0")  # torchrun counts all processes
-    assert rank() == 0
 
 
 @pytest.mark.parametrize(

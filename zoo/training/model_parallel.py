@@ -12,7 +12,7 @@ from zoo.checkpoint.tensors import open_pickle
 from zoo.errors import WeightsError, ZooError
 from zoo.extras import require
 from zoo.training.folder import UNFINISHED, reason, what_is_left
-from zoo.training.regroup import by_name, regrouped, saved_groups, without_groups
+from zoo.training.regroup import by_name, regrouped, saved_groups, saved_states, without_groups
 from zoo.training.swap import remove, swap_in
 
 strategies: Any = require("lightning.pytorch.strategies", "train", "training")
@@ -77,11 +77,13 @@ class ModelParallel(strategies.ModelParallelStrategy):
         self.model.load_state_dict(model)
         for optimizer in self.optimizers:
             own: Any = states.get_optimizer_state_dict(self.model, optimizer)
-            if own["state"]:
-                load({"optimizer_0": {"state": own["state"]}}, checkpoint_id=path)
+            known = saved_states(path)
+            if wanted := {name: state for name, state in own["state"].items() if name in known}:
+                load({"optimizer_0": {"state": wanted}}, checkpoint_id=path)
             own["param_groups"] = regrouped(own["param_groups"], saved_groups(path), path)
             options = states.StateDictOptions(cpu_offload=True)
             states.set_optimizer_state_dict(self.model, optimizer, optim_state_dict=own, options=options)
+            self._forget(optimizer, known)
         return without_groups(dict(open_pickle(path / EXTRAS)))
 
     def _load_whole(self, path: Path) -> dict[str, Any]:
@@ -91,15 +93,23 @@ class ModelParallel(strategies.ModelParallelStrategy):
         checkpoint, options = dict(open_pickle(path)), states.StateDictOptions(full_state_dict=True)
         try:
             states.set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+            options = states.StateDictOptions(full_state_dict=True, strict=False)  # some may have no state yet
             for optimizer, saved in zip(self.optimizers, checkpoint.pop("optimizer_states")):
                 saved = by_name(self.lightning_module.trained_names(), saved, path)
                 own: Any = states.get_optimizer_state_dict(self.model, optimizer)
                 groups = regrouped(own["param_groups"], saved["param_groups"], path)
                 whole = {"state": saved["state"], "param_groups": groups}
                 states.set_optimizer_state_dict(self.model, optimizer, optim_state_dict=whole, options=options)
+                self._forget(optimizer, set(saved["state"]))
         except (KeyError, RuntimeError) as error:
             raise _misfit(path, reason(error)) from None
         return without_groups(checkpoint)
+
+    def _forget(self, optimizer: Any, known: set[str]) -> None:
+        """Parameters that took part in no step yet, as those of another task, begin with the first one in which they do."""
+        for name, parameter in self.lightning_module.named_parameters():
+            if name not in known:
+                optimizer.state.pop(parameter, None)
 
 
 def _misfit(path: Path, why: str) -> WeightsError:

@@ -34,6 +34,12 @@ def saved_groups(folder: Path) -> list[dict[str, Any]]:
     return [groups[place] for place in sorted(groups)]
 
 
+def saved_states(folder: Path) -> set[str]:
+    """The parameters of which a distributed checkpoint has the optimiser's state: those that took part in a step."""
+    start = "optimizer_0.state."
+    return {name.removeprefix(start).rpartition(".")[0] for name in index(folder) if name.startswith(start)}
+
+
 def regrouped(
     groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]], where: Path | str
 ) -> list[dict[str, Any]]:
@@ -124,4 +130,4 @@ def by_name(names: Sequence[str], state: Mapping[str, Any], where: Path | str) -
     }
 
 
-__all__ = ["by_name", "by_place", "regrouped", "saved_groups", "whole_checkpoint", "without_groups"]
+__all__ = ["by_name", "by_place", "regrouped", "saved_groups", "saved_states", "whole_checkpoint", "without_groups"]
